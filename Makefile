@@ -1,0 +1,67 @@
+# Every target works from a fresh clone: `make help` lists them.
+SHELL := /bin/bash
+PY := .venv/bin/python
+STUBS := specfleet/v1
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
+
+.venv/installed: pyproject.toml constraints.txt
+	@echo "installing into .venv (torch first, from constraints.txt)"
+	@python3 -m venv .venv
+	@.venv/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	@.venv/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[all,dev]'
+	@touch $@
+
+.PHONY: install
+install: .venv/installed  ## create .venv and install everything
+
+.PHONY: demo
+demo: install  ## a verifier and two drafters on loopback, one streamed completion (PROMPT="…")
+	@.venv/bin/specfleet demo $(if $(PROMPT),--prompt "$(PROMPT)")
+
+.PHONY: up
+up: install  ## the demo's fleet, left running, with Prometheus where it is installed
+	@.venv/bin/specfleet demo --stay
+
+.PHONY: test
+test: install  ## the whole suite
+	@$(PY) -m pytest
+
+.PHONY: lossless
+lossless: install  ## the whole losslessness grids (long)
+	@$(PY) -m pytest -m lossless tests/integration
+
+.PHONY: lint
+lint: install  ## ruff and import layers
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/lint-imports
+
+.PHONY: fix-lint
+fix-lint: install  ## let ruff mend what it can
+	@.venv/bin/ruff check --fix .
+	@.venv/bin/ruff format .
+
+.PHONY: typecheck
+typecheck: install  ## mypy
+	@$(PY) -m mypy
+
+.PHONY: protos
+protos: install  ## regenerate specfleet/v1 from protos/
+	@$(PY) protos/generate.py
+
+.PHONY: verify-protos
+verify-protos: install  ## fail if specfleet/v1 is not what protos/ generates (mend with `make protos`)
+	@$(PY) protos/generate.py --check
+
+.PHONY: bench
+bench: install  ## the quick benchmarks
+	@for script in benchmarks/*.py; do $(PY) $$script || exit 1; done
+
+.PHONY: clean
+clean:  ## remove what the other targets made
+	@rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache

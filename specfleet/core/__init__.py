@@ -1,0 +1,1 @@
+"""What every part of specfleet shares: types, errors, configuration, clock. Imports neither torch nor grpc."""

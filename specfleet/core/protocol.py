@@ -1,0 +1,88 @@
+"""What a Verify stream carries, as values (architecture.md, section 3).
+
+On the wire they are `specfleet.v1` messages; over the simulator's in-memory links they travel as they are. Positions are
+absolute (index in prompt + output) and messages idempotent: a repeated, late or overlapping draft is harmless.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from specfleet.core.step import DraftDistribution
+from specfleet.core.types import PROTOCOL_VERSION, FinishReason, Grant, Mode, ModelInfo, SamplingParams, Usage
+
+MAX_DRAFT_TOKENS = 256
+"""Most tokens in one Draft message."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Open:
+    prompt: tuple[int, ...]
+    sampling: SamplingParams
+    output: tuple[int, ...] = ()
+    request_id: str = ""
+    service_class: str = ""
+    model: str = ""
+    vocabulary_digest: bytes = b""
+    vocabulary_checksums: bytes = b""
+    can_draft: bool = True
+    draft_seconds_per_token: float = 0.0
+    round_trip_seconds: float = 0.0
+    protocol_version: int = PROTOCOL_VERSION
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """ "The tokens from `position` on are these", said when `confirmed` tokens were known to be committed."""
+
+    position: int
+    tokens: tuple[int, ...]
+    confirmed: int
+    last: bool = False
+    q: tuple[DraftDistribution, ...] | None = None
+    draft_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shadow:
+    position: int
+    tested: int
+    accepted: int
+    draft_seconds_per_token: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    grant: Grant
+    model: ModelInfo
+    prompt_tokens: int
+    cached_tokens: int
+    verifier: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """Tokens from `position` on are committed: `accepted` of `drafted` verified ones, and one of the target's own."""
+
+    position: int
+    tokens: tuple[int, ...]
+    drafted: int
+    accepted: int
+    grant: Grant
+    mode: Mode
+    logprobs: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    reason: FinishReason
+    usage: Usage
+
+
+VerifyRequest = Open | Draft | Shadow | Close
+VerifyResponse = Opened | Verdict | Finished

@@ -1,0 +1,88 @@
+"""One engine step, as values: what goes in, what comes out. The engine, and its model in the simulator, speak these."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from specfleet.core.types import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class DraftDistribution:
+    """The truncated, renormalised distribution q that one drafted token was sampled from (k <= 64 entries)."""
+
+    token_ids: tuple[int, ...]
+    probabilities: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StepItem:
+    """One sequence's share of a step.
+
+    `tokens` follow what the sequence has computed. The last `draft` of them are guesses to be verified: the step commits
+    the longest accepted prefix plus one token of the target's own, and forgets the rest. With `sample=False` the tokens
+    are only computed (a prefill chunk that is not the last); `draft` is then 0.
+    """
+
+    sequence: int
+    tokens: Sequence[int]
+    sampling: SamplingParams
+    draft: int = 0
+    sample: bool = True
+    q: Sequence[DraftDistribution] | None = None
+    """One per drafted token; needed by the rejection rule, ignored by the match rule."""
+    want_q: bool = False
+    """Return the distribution that the sampled token came from (a drafter of unseeded text asks for it)."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a step did for one item.
+
+    `tokens`: the accepted prefix of the draft and then one more, so `accepted + 1` of them (none with `sample=False`).
+    `logprobs`: the model's log-probability of each, where asked for.
+    `q`: where `want_q` asked for it.
+    """
+
+    accepted: int = 0
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] | None = None
+    q: DraftDistribution | None = None
+
+
+class Engine(Protocol):
+    """What the batch loop and the draft batcher need of an engine.
+
+    `step` may take long and is awaited; everything else is quick, and is called between steps only.
+    """
+
+    @property
+    def page_size(self) -> int: ...
+
+    @property
+    def total_pages(self) -> int: ...
+
+    @property
+    def free_pages(self) -> int:
+        """Pages that can be had now, those of the prefix cache that nobody uses included."""
+        ...
+
+    def open(self, sequence: int, tokens: Sequence[int]) -> int:
+        """Begin a sequence that will hold `tokens` first; returns how many of them the prefix cache already computed
+        (always fewer than len(tokens)). The rest is fed by steps."""
+        ...
+
+    def truncate(self, sequence: int, length: int) -> None:
+        """Forget what was computed from position `length` on."""
+        ...
+
+    def close(self, sequence: int) -> None:
+        """Give a sequence's pages back; full pages stay in the prefix cache until someone needs the room."""
+        ...
+
+    async def step(self, items: Sequence[StepItem]) -> list[StepResult]:
+        """Run one ragged batch; results in the order of `items`. Raises before computing anything when the pages do not
+        suffice: ask first with `free_pages`."""
+        ...
