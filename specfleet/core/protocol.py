@@ -7,9 +7,10 @@ absolute (index in prompt + output) and messages idempotent: a repeated, late or
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from specfleet.core.step import DraftDistribution
-from specfleet.core.types import PROTOCOL_VERSION, FinishReason, Grant, Mode, ModelInfo, SamplingParams, Usage
+from specfleet.core.types import PROTOCOL_VERSION, FinishReason, Grant, Load, Mode, ModelInfo, SamplingParams, Usage
 
 MAX_DRAFT_TOKENS = 256
 """Most tokens in one Draft message."""
@@ -86,3 +87,46 @@ class Finished:
 
 VerifyRequest = Open | Draft | Shadow | Close
 VerifyResponse = Opened | Verdict | Finished
+
+
+class ClientStream(Protocol):
+    """A drafter's end of one Verify stream. Failures come as SpecfleetError."""
+
+    async def send(self, message: VerifyRequest) -> None: ...
+
+    async def receive(self) -> VerifyResponse | None:
+        """The next message, None at the end of the stream."""
+        ...
+
+    def cancel(self) -> None:
+        """Give the stream up; the verifier frees what it held within one step."""
+        ...
+
+
+class ServerStream(Protocol):
+    """A verifier's end of one Verify stream."""
+
+    async def receive(self) -> VerifyRequest | None:
+        """The next message, None when the drafter will send no more."""
+        ...
+
+    async def send(self, message: VerifyResponse) -> None: ...
+
+
+class VerifierConnection(Protocol):
+    """A drafter's way to one verifier."""
+
+    @property
+    def target(self) -> str:
+        """Its address, for people."""
+        ...
+
+    async def verify(self) -> ClientStream: ...
+
+    async def model(self) -> ModelInfo: ...
+
+    async def load(self) -> Load: ...
+
+    async def tokenizer_files(self) -> dict[str, bytes]: ...
+
+    async def close(self) -> None: ...

@@ -1,0 +1,43 @@
+"""Channels: one set of options for everyone who calls a specfleet server."""
+
+from __future__ import annotations
+
+import re
+
+import grpc
+import grpc.aio
+
+from specfleet.core.errors import ConfigurationError
+
+MAX_MESSAGE_BYTES = 8 * 1024 * 1024
+"""A prompt of a million tokens is about 3 MB."""
+
+OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    # A dead peer is noticed within half a minute. Servers allow pings this often (server.py).
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    # Reconnect promptly: our own retries are bounded by the caller's deadline.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    # Two channels to one address are two connections: one caller's flow control never stalls another's.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+_TARGET = re.compile(r"^(?P<host>\[[0-9a-fA-F:.]+\]|[^:\[\]/\s]+):(?P<port>\d{1,5})$")
+
+
+def check_target(target: str) -> str:
+    """`target` as HOST:PORT, or a ConfigurationError that says what it should look like."""
+    found = _TARGET.match(target)
+    if found is None or not 0 <= int(found["port"]) <= 65535:
+        raise ConfigurationError(f"address {target!r} is not HOST:PORT with a port from 0 to 65535; try localhost:7700")
+    return target
+
+
+def open_channel(target: str) -> grpc.aio.Channel:
+    """A channel to HOST:PORT. It connects when first used."""
+    return grpc.aio.insecure_channel(check_target(target), options=OPTIONS)

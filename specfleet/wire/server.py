@@ -1,0 +1,73 @@
+"""A gRPC server with health and reflection: "" answers whether the process lives, a service's name whether it is ready."""
+
+from __future__ import annotations
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from specfleet.core.errors import ConfigurationError
+from specfleet.v1 import generation_pb2_grpc, verification_pb2_grpc
+from specfleet.wire import generation, verification
+from specfleet.wire.channel import OPTIONS, check_target
+
+SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
+    *OPTIONS,
+    # Accept the pings that our clients send (channel.py), even on an idle connection.
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    # A port in use is an error, not a second listener.
+    ("grpc.so_reuseport", 0),
+)
+
+
+class Server:
+    """One listening gRPC server. Add services, `start()`, `ready(True)`, later `stop(grace)`."""
+
+    def __init__(self, interceptors: tuple[grpc.aio.ServerInterceptor, ...] = ()) -> None:
+        self._server = grpc.aio.server(interceptors=interceptors, options=SERVER_OPTIONS)
+        self._health = health.aio.HealthServicer()
+        self._names: list[str] = []
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+
+    def add_verification(self, backend: verification.VerificationBackend) -> None:
+        service = verification.VerificationService(backend)
+        verification_pb2_grpc.add_VerificationServiceServicer_to_server(service, self._server)
+        self._names.append(verification.SERVICE)
+
+    def add_generation(self, generator: generation.Generator) -> None:
+        service = generation.GenerationService(generator)
+        generation_pb2_grpc.add_GenerationServiceServicer_to_server(service, self._server)
+        self._names.append(generation.SERVICE)
+
+    async def start(self, listen: str) -> str:
+        """Listen on HOST:PORT (port 0: any free one); returns the address with the real port."""
+        host, _, port = check_target(listen).rpartition(":")
+        reflection.enable_server_reflection((*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        try:
+            bound = self._server.add_insecure_port(listen)
+        except RuntimeError:
+            bound = 0
+        if bound == 0:
+            raise ConfigurationError(
+                f"cannot listen on {listen}: the port is in use or the address is not this machine's; "
+                f"choose another one, or port 0 for any free port"
+            )
+        await self.ready(False)
+        await self._server.start()
+        await self._set("", True)
+        return f"{host}:{bound}"
+
+    async def ready(self, ready: bool) -> None:
+        for name in self._names:
+            await self._set(name, ready)
+
+    async def stop(self, grace: float) -> None:
+        """Refuse new calls, let running ones finish within `grace` seconds."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace)
+
+    async def _set(self, name: str, serving: bool) -> None:
+        status = health_pb2.HealthCheckResponse
+        await self._health.set(name, status.SERVING if serving else status.NOT_SERVING)

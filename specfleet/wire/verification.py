@@ -1,0 +1,158 @@
+"""VerificationService on both ends of the wire: the servicer hands streams to a backend, the client gives streams to a drafter."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Mapping
+from typing import Any, Protocol, TypeVar
+
+import grpc
+import grpc.aio
+
+from specfleet.core.errors import SpecfleetError
+from specfleet.core.protocol import ServerStream, VerifyRequest, VerifyResponse
+from specfleet.core.types import Load, ModelInfo
+from specfleet.v1 import verification_pb2 as pb
+from specfleet.v1 import verification_pb2_grpc as rpc
+from specfleet.wire import codec
+from specfleet.wire.channel import open_channel
+from specfleet.wire.status import answering, from_rpc_error
+
+SERVICE = "specfleet.v1.VerificationService"
+PIECE_BYTES = 1024 * 1024
+
+T = TypeVar("T")
+
+
+class VerificationBackend(Protocol):
+    """What the servicer stands in front of."""
+
+    async def serve(self, stream: ServerStream, peer: str) -> None:
+        """Serve one Verify stream to its end. Cancelled when the drafter goes away."""
+        ...
+
+    def model(self) -> ModelInfo: ...
+
+    def load(self) -> Load: ...
+
+    def tokenizer_files(self) -> Mapping[str, bytes]: ...
+
+
+class VerificationService(rpc.VerificationServiceServicer):
+    def __init__(self, backend: VerificationBackend) -> None:
+        self._backend = backend
+
+    async def Verify(self, request_iterator: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:  # noqa: N802
+        async with answering(context):
+            await self._backend.serve(_GrpcServerStream(context), context.peer())
+
+    async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:  # noqa: N802
+        async with answering(context):
+            return pb.GetModelResponse(model=codec.model_to_proto(self._backend.model()))
+
+    async def GetLoad(self, request: pb.GetLoadRequest, context: Any) -> pb.GetLoadResponse:  # noqa: N802
+        async with answering(context):
+            return codec.load_to_proto(self._backend.load())
+
+    async def GetTokenizer(  # noqa: N802
+        self, request: pb.GetTokenizerRequest, context: Any
+    ) -> AsyncIterator[pb.GetTokenizerResponse]:
+        async with answering(context):
+            for name, content in self._backend.tokenizer_files().items():
+                for at in range(0, len(content), PIECE_BYTES):
+                    yield pb.GetTokenizerResponse(file_name=name, content=content[at : at + PIECE_BYTES])
+
+
+class _GrpcServerStream:
+    """ServerStream over one RPC's context."""
+
+    def __init__(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        self._context = context
+
+    async def receive(self) -> VerifyRequest | None:
+        message = await self._context.read()
+        return None if message is grpc.aio.EOF else codec.verify_request_from_proto(message)
+
+    async def send(self, message: VerifyResponse) -> None:
+        await self._context.write(codec.verify_response_to_proto(message))
+
+
+class GrpcVerifierConnection:
+    """VerifierConnection over gRPC."""
+
+    def __init__(self, target: str) -> None:
+        self._target = target
+        self._channel = open_channel(target)
+        self._stub = rpc.VerificationServiceStub(self._channel)
+
+    @property
+    def target(self) -> str:
+        return self._target
+
+    async def verify(self) -> _GrpcClientStream:
+        return _GrpcClientStream(self._stub.Verify(), self._target)
+
+    async def model(self) -> ModelInfo:
+        reply = await self._typed(self._stub.GetModel(pb.GetModelRequest(), timeout=10))
+        return codec.model_from_proto(reply.model)
+
+    async def load(self) -> Load:
+        return codec.load_from_proto(await self._typed(self._stub.GetLoad(pb.GetLoadRequest(), timeout=10)))
+
+    async def tokenizer_files(self) -> dict[str, bytes]:
+        files: dict[str, bytearray] = {}
+        try:
+            async for piece in self._stub.GetTokenizer(pb.GetTokenizerRequest(), timeout=60):
+                files.setdefault(piece.file_name, bytearray()).extend(piece.content)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error, peer=self._target) from None
+        return {name: bytes(content) for name, content in files.items()}
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+    async def _typed(self, call: Awaitable[T]) -> T:
+        try:
+            return await call
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error, peer=self._target) from None
+
+
+class _GrpcClientStream:
+    """ClientStream over one RPC's call."""
+
+    def __init__(self, call: Any, target: str) -> None:
+        self._call = call
+        self._target = target
+
+    async def send(self, message: VerifyRequest) -> None:
+        try:
+            await self._call.write(codec.verify_request_to_proto(message))
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error, peer=self._target) from None
+        except grpc.aio.UsageError:
+            # Writing to a call that already ended: its status says why.
+            raise await self._ended() from None
+
+    async def receive(self) -> VerifyResponse | None:
+        try:
+            message = await self._call.read()
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error, peer=self._target) from None
+        if message is grpc.aio.EOF:
+            # A stream that the server ended with an error reads as EOF first; the status decides.
+            if await self._call.code() is not grpc.StatusCode.OK:
+                raise await self._ended()
+            return None
+        return codec.verify_response_from_proto(message)
+
+    def cancel(self) -> None:
+        self._call.cancel()
+
+    async def _ended(self) -> SpecfleetError:
+        code, details = await self._call.code(), await self._call.details()
+        return from_rpc_error(
+            grpc.aio.AioRpcError(
+                code, await self._call.initial_metadata(), await self._call.trailing_metadata(), details=details
+            ),
+            peer=self._target,
+        )
