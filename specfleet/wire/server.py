@@ -43,7 +43,7 @@ class Server:
 
     async def start(self, listen: str) -> str:
         """Listen on HOST:PORT (port 0: any free one); returns the address with the real port."""
-        host, _, port = check_target(listen).rpartition(":")
+        host, _, _ = check_target(listen).rpartition(":")
         reflection.enable_server_reflection((*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
         try:
             bound = self._server.add_insecure_port(listen)

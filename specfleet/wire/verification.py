@@ -1,4 +1,4 @@
-"""VerificationService on both ends of the wire: the servicer hands streams to a backend, the client gives streams to a drafter."""
+"""VerificationService on both ends of the wire: the servicer hands streams to a backend, the client opens them."""
 
 from __future__ import annotations
 

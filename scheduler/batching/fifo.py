@@ -1,0 +1,25 @@
+"""`fifo`: first come, first served, by the time since which a session waits. Prefill takes what verification leaves, and a
+quarter of the step at least, so that neither starves the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from operator import attrgetter
+
+from scheduler.budget import StepBudget
+from scheduler.types import SessionRecord
+
+PREFILL_SHARE = 4
+"""One in so many of a step's tokens is kept for prefill while somebody waits for it."""
+
+
+class Fifo:
+    def fill(self, ready: Sequence[SessionRecord], budget: StepBudget, now: float) -> None:
+        waiting = sorted(ready, key=attrgetter("ready_at", "session"))
+        prefills = [record for record in waiting if record.prefilling]
+        kept = budget.tokens // PREFILL_SHARE if prefills else 0
+        for record in waiting:
+            if not record.prefilling and budget.tokens > kept:
+                budget.verify(record)
+        for record in prefills:
+            budget.prefill(record)

@@ -1,0 +1,133 @@
+"""The scheduler: sessions' records, `plan` and `commit`. The policies it is built from decide; it keeps the counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from scheduler import batching, speculation
+from scheduler.budget import StepBudget, pages
+from scheduler.types import ItemOutcome, Outcome, Plan, SessionRecord
+from specfleet.core.types import Grant, Mode
+
+LOCAL = Grant(Mode.LOCAL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerConfig:
+    speculation: str = "fixed:4"
+    """Speculation policy, by name."""
+    batching: str = "fifo"
+    """Batching policy, by name."""
+    max_step_tokens: int = 512
+    """Most tokens in one step."""
+    page_size: int = 16
+    """Tokens in a KV page."""
+    draft_wait_seconds: float = 1.0
+    """In ROUND, how long to wait for a draft before the verifier decodes without it."""
+    seed: int = 0
+    """For policies that draw."""
+
+
+class Scheduler:
+    """Call `open`, `drafted` and `close` as things happen, `plan` before a step and `commit` after it. Never waits."""
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self.config = config
+        self._speculation = speculation.build(config.speculation, np.random.default_rng(config.seed))
+        self._batching = batching.build(config.batching)
+        self._records: dict[int, SessionRecord] = {}
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __iter__(self) -> Iterator[SessionRecord]:
+        return iter(self._records.values())
+
+    def open(self, session: int, *, known: int, computed: int, can_draft: bool, now: float) -> Grant:
+        """A session with `known` tokens, `computed` of them already cached. Returns its first grant."""
+        record = SessionRecord(session, known, computed, can_draft, opened_at=now, ready_at=now)
+        self._records[session] = record
+        self._grant(record, self._speculation.opened(record, now) if can_draft else LOCAL, now)
+        return record.grant
+
+    def drafted(self, session: int, pending: int, complete: bool, now: float) -> None:
+        """`pending` drafted tokens now wait behind the session's text; `complete` if no more will come."""
+        record = self._records[session]
+        was_ready = self._ready(record, now)
+        record.drafted, record.draft_complete = pending, complete
+        if not was_ready:
+            record.ready_at = now
+
+    def close(self, session: int) -> None:
+        self._records.pop(session, None)
+
+    def plan(self, now: float, free_pages: int) -> Plan:
+        """The next step: never more than `max_step_tokens` tokens or `free_pages` pages, no session twice.
+
+        When nobody who is ready finds a page, the session that came last gives its pages back and waits.
+        """
+        ready = [record for record in self._records.values() if self._ready(record, now)]
+        if not ready:
+            return Plan(wake_at=self._next_deadline())
+        budget = StepBudget(self.config.max_step_tokens, free_pages, self.config.page_size)
+        self._batching.fill(ready, budget, now)
+        if budget.items:
+            return Plan(tuple(budget.items))
+        return self._preempt(ready)
+
+    def commit(self, outcome: Outcome, now: float) -> dict[int, Grant]:
+        """Learn from a step; returns the next grant of every session that got a verdict."""
+        grants = {}
+        for item in outcome.items:
+            record = self._records.get(item.session)
+            if record is None:
+                continue
+            record.known += item.committed
+            # The newest committed token is known but not computed: the next step decodes from it.
+            record.computed = record.known - 1 if item.committed else record.computed + item.fed
+            record.ready_at = now
+            if item.committed:
+                record.drafted, record.draft_complete = item.pending, False
+                grants[item.session] = self._decide(record, item, now)
+        return grants
+
+    def preempted(self, session: int, now: float) -> None:
+        """The session's pages are gone: everything known is to be computed again."""
+        record = self._records[session]
+        record.computed, record.ready_at = 0, now
+
+    def _decide(self, record: SessionRecord, item: ItemOutcome, now: float) -> Grant:
+        grant = self._speculation.decided(record, item, now) if record.can_draft else LOCAL
+        self._grant(record, grant, now)
+        return grant
+
+    def _grant(self, record: SessionRecord, grant: Grant, now: float) -> None:
+        record.grant = grant
+        record.draft_deadline = now + self.config.draft_wait_seconds
+
+    def _ready(self, record: SessionRecord, now: float) -> bool:
+        """Whether a step can do something for the session. Only ROUND waits, and only once it is prefilled."""
+        if record.grant.mode is not Mode.ROUND or record.prefilling:
+            return True
+        return record.drafted >= record.grant.length or record.draft_complete or now >= record.draft_deadline
+
+    def _next_deadline(self) -> float | None:
+        return min((record.draft_deadline for record in self._records.values()), default=None)
+
+    def _preempt(self, ready: list[SessionRecord]) -> Plan:
+        """Nobody fits: the youngest session with pages gives them back, never the oldest one of all."""
+        holders = sorted((record for record in self if record.computed), key=lambda record: record.opened_at)
+        oldest = min(ready, key=lambda record: record.opened_at)
+        victims = [record.session for record in holders if record is not oldest]
+        return Plan(preempt=tuple(victims[-1:]), wake_at=None)
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError where a count cannot be right. Called by tests after every event."""
+        for record in self:
+            assert 0 <= record.computed < record.known, record
+            assert record.drafted >= 0, record
+            assert pages(record.computed, self.config.page_size) >= 0
+            assert record.can_draft or record.grant == LOCAL, record

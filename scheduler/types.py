@@ -1,0 +1,84 @@
+"""What goes into a decision and what comes out of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from specfleet.core.types import Grant, Mode
+
+
+@dataclass(slots=True)
+class SessionRecord:
+    """What the scheduler knows of one session. Counts only: no token, no tensor, no socket.
+
+    One quantity drives it: tokens known minus tokens computed. More than one is prefill left; one is the token to decode
+    from; drafted tokens come on top.
+    """
+
+    session: int
+    known: int
+    """Prompt and committed output, in tokens."""
+    computed: int
+    """How many of them the engine holds."""
+    can_draft: bool
+    opened_at: float
+    ready_at: float
+    """Since when it waits for a step: the order of first come, first served."""
+    grant: Grant = Grant(Mode.LOCAL)
+    drafted: int = 0
+    """Drafted tokens that wait to be verified."""
+    draft_complete: bool = False
+    """The drafter will send no more before the next verdict."""
+    draft_deadline: float = 0.0
+    """In ROUND: when to stop waiting for the draft."""
+
+    @property
+    def behind(self) -> int:
+        """Known tokens that are not computed yet; at least 1."""
+        return self.known - self.computed
+
+    @property
+    def prefilling(self) -> bool:
+        return self.behind > 1
+
+
+@dataclass(frozen=True, slots=True)
+class PlanItem:
+    """A session's share of a step: `feed` known tokens, then `draft` guesses. `sample` ends in a verdict."""
+
+    session: int
+    feed: int
+    draft: int
+    sample: bool
+
+    @property
+    def tokens(self) -> int:
+        return self.feed + self.draft
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    items: tuple[PlanItem, ...] = ()
+    preempt: tuple[int, ...] = ()
+    """Sessions that must give their pages back; they are computed again later."""
+    wake_at: float | None = None
+    """With no items: when to ask again although nothing has happened."""
+
+
+@dataclass(frozen=True, slots=True)
+class ItemOutcome:
+    """What a step did for one planned item: of `drafted` verified tokens `accepted`, `committed` new tokens in all."""
+
+    session: int
+    fed: int
+    drafted: int
+    accepted: int
+    committed: int
+    pending: int
+    """Drafted tokens that still continue the text and wait for the next step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    items: tuple[ItemOutcome, ...]
+    seconds: float
