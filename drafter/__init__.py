@@ -1,0 +1,1 @@
+"""The daemon beside the user: speculators, the drafting session, the front doors."""

@@ -1,0 +1,201 @@
+"""Many generations, one draft model: whoever wants tokens shares the next step of one engine.
+
+A job asks for `count` tokens behind a text. Jobs come and go between steps; a step is one token for each of them, and a
+chunk of prefill for those whose text the engine has not seen yet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from drafter.speculators import Guess
+from specfleet.core.errors import SpecfleetError
+from specfleet.core.step import Engine, StepItem, StepResult
+from specfleet.core.types import SamplingParams
+
+PREFILL_CHUNK = 256
+"""Most tokens of one text in a step, so that a long prompt does not hold up everybody's drafting."""
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One request for tokens."""
+
+    line: Line
+    text: list[int]
+    count: int
+    done: asyncio.Future[list[Guess]]
+    guesses: list[Guess] = field(default_factory=list)
+
+
+class Line:
+    """One generation's place in the draft model: what the engine holds of its text."""
+
+    def __init__(self, batcher: DraftBatcher, sequence: int, sampling: SamplingParams) -> None:
+        self.sequence = sequence
+        self.sampling = sampling
+        self.held: list[int] = []
+        """Tokens the engine has computed."""
+        self.opened = False
+        self._batcher = batcher
+
+    async def draft(self, text: Sequence[int], count: int) -> list[Guess]:
+        """`count` tokens behind `text`; cancelling gives them up. One at a time."""
+        return await self._batcher.draft(self, text, count)
+
+    def close(self) -> None:
+        self._batcher.drop(self)
+
+    def common(self, text: Sequence[int]) -> int:
+        """Length of the common prefix of `text` and what the engine holds, looking from the end: changes are there."""
+        length = min(len(self.held), len(text))
+        if self.held[:length] == list(text[:length]):
+            return length
+        return next(at for at in range(length) if self.held[at] != text[at])
+
+
+class DraftBatcher:
+    """Runs the draft engine for all lines. `run` is one task; everything else only talks to it."""
+
+    def __init__(self, engine: Engine, max_step_tokens: int = 1024) -> None:
+        self._engine = engine
+        self._max_step_tokens = max_step_tokens
+        self._numbers = itertools.count(1)
+        self._jobs: list[Job] = []
+        self._dropped: list[Line] = []
+        self._lines: dict[int, Line] = {}
+        self._wake = asyncio.Event()
+
+    @property
+    def lines(self) -> int:
+        """Generations the engine holds something of."""
+        return len(self._lines)
+
+    def line(self, sampling: SamplingParams) -> Line:
+        """A place for one more generation."""
+        return Line(self, next(self._numbers), sampling)
+
+    async def draft(self, line: Line, text: Sequence[int], count: int) -> list[Guess]:
+        job = Job(line, list(text), count, asyncio.get_running_loop().create_future())
+        self._jobs.append(job)
+        self._wake.set()
+        return await job.done
+
+    def drop(self, line: Line) -> None:
+        self._dropped.append(line)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            self._settle()
+            if not self._jobs:
+                self._wake.clear()
+                await self._wake.wait()
+                continue
+            await self._step()
+
+    async def _step(self) -> None:
+        """One engine step for as many jobs as fit, in the order they came; the rest are first in the next."""
+        jobs, items = self._batch()
+        if not items:
+            self._make_room()
+            return
+        try:
+            results = await self._engine.step(items)
+        except SpecfleetError as error:
+            for job in jobs:
+                self._end(job, error)
+            return
+        for job, item, result in zip(jobs, items, results, strict=True):
+            self._take(job, item, result)
+        self._jobs = [job for job in self._jobs if not job.done.done()]
+        served = set(map(id, jobs))
+        self._jobs.sort(key=lambda job: id(job) in served)
+
+    def _batch(self) -> tuple[list[Job], list[StepItem]]:
+        tokens, pages = self._max_step_tokens, self._engine.free_pages
+        jobs, items = [], []
+        for job in self._jobs:
+            feed = self._feed(job, min(PREFILL_CHUNK, tokens))
+            needed = self._pages(len(job.line.held) + len(feed)) - self._pages(len(job.line.held))
+            if not feed or needed > pages:
+                continue
+            tokens, pages = tokens - len(feed), pages - needed
+            jobs.append(job)
+            items.append(self._item(job, feed))
+        return jobs, items
+
+    def _feed(self, job: Job, most: int) -> list[int]:
+        line, text = job.line, job.text
+        if not line.opened:
+            line.held = text[: self._engine.open(line.sequence, text)]
+            line.opened = True
+            self._lines[line.sequence] = line
+        return text[len(line.held) : len(line.held) + most]
+
+    def _item(self, job: Job, feed: list[int]) -> StepItem:
+        sampling = job.line.sampling
+        last = len(job.line.held) + len(feed) == len(job.text)
+        return StepItem(job.line.sequence, feed, sampling, sample=last, want_q=last and not sampling.match_rule)
+
+    def _take(self, job: Job, item: StepItem, result: StepResult) -> None:
+        job.line.held.extend(item.tokens)
+        if not result.tokens:
+            return
+        job.guesses.append(Guess(result.tokens[-1], result.q))
+        job.text.append(result.tokens[-1])
+        if len(job.guesses) == job.count and not job.done.done():
+            job.done.set_result(job.guesses)
+
+    def _end(self, job: Job, error: SpecfleetError) -> None:
+        """A job whose step failed; its line begins anew."""
+        self._forget(job.line)
+        if not job.done.done():
+            job.done.set_exception(error)
+        self._jobs.remove(job)
+
+    def _settle(self) -> None:
+        """Between steps: let go of lines that ended and jobs that were given up; roll lines back to where texts agree."""
+        for line in self._dropped:
+            self._jobs = [job for job in self._jobs if job.line is not line]
+            self._forget(line)
+        self._dropped.clear()
+        self._jobs = [job for job in self._jobs if not job.done.done()]
+        for job in self._jobs:
+            if not job.guesses and job.line.opened:
+                self._roll_back(job)
+
+    def _roll_back(self, job: Job) -> None:
+        line = job.line
+        # At least the last token is computed anew: its logits are what the first guess comes from.
+        keep = min(line.common(job.text), len(job.text) - 1)
+        if keep < len(line.held):
+            self._engine.truncate(line.sequence, keep)
+            del line.held[keep:]
+
+    def _make_room(self) -> None:
+        """No job fits: the line that holds most without a job of its own is forgotten, else the youngest job waits."""
+        busy = {job.line.sequence for job in self._jobs}
+        idle = [line for line in self._lines.values() if line.sequence not in busy]
+        if idle:
+            self._forget(max(idle, key=lambda line: len(line.held)))
+            return
+        youngest = self._jobs[-1]
+        if len(self._jobs) == 1:
+            # Not even one text fits the draft model's cache: there is nothing to guess with.
+            youngest.done.set_result(youngest.guesses)
+        self._forget(youngest.line)
+
+    def _forget(self, line: Line) -> None:
+        if line.opened:
+            self._engine.close(line.sequence)
+            del self._lines[line.sequence]
+        line.opened = False
+        line.held = []
+
+    def _pages(self, tokens: int) -> int:
+        return -(-tokens // self._engine.page_size)

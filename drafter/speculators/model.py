@@ -1,0 +1,36 @@
+"""`model`: a small language model, one batched engine for all local users."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from drafter.batcher import DraftBatcher, Line
+from drafter.speculators import Guess
+from specfleet.core.types import SamplingParams
+
+
+class Model:
+    """Speculator over a draft model q."""
+
+    name = "model"
+
+    def __init__(self, batcher: DraftBatcher, context_length: int) -> None:
+        self._batcher = batcher
+        self._context_length = context_length
+
+    def start(self, sampling: SamplingParams) -> ModelDrafting:
+        return ModelDrafting(self._batcher.line(sampling), self._context_length)
+
+
+class ModelDrafting:
+    def __init__(self, line: Line, context_length: int) -> None:
+        self._line = line
+        self._context_length = context_length
+
+    async def draft(self, text: Sequence[int], count: int) -> list[Guess]:
+        # Past its own context the draft model has nothing to say; the target goes on alone.
+        count = min(count, self._context_length - len(text))
+        return await self._line.draft(text, count) if count > 0 else []
+
+    def close(self) -> None:
+        self._line.close()

@@ -1,0 +1,74 @@
+"""`ngram`: prompt lookup. The longest recent phrase that has occurred before is assumed to go on as it did then.
+
+Saxena, "Prompt Lookup Decoding", 2023. Needs no model and no torch; good where output repeats input (summaries, code edits).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from drafter.speculators import Guess
+from specfleet.core.step import DraftDistribution
+from specfleet.core.types import SamplingParams
+
+LONGEST = 4
+SHORTEST = 1
+
+
+class Ngram:
+    """Speculator over the text itself."""
+
+    name = "ngram"
+
+    def start(self, sampling: SamplingParams) -> NgramDrafting:
+        return NgramDrafting(with_q=not sampling.match_rule)
+
+
+class NgramDrafting:
+    """An index from every n-gram of the text to where it last ended, grown as the text grows."""
+
+    def __init__(self, with_q: bool) -> None:
+        self._with_q = with_q
+        self._text: list[int] = []
+        self._ends: list[dict[tuple[int, ...], int]] = [{} for _ in range(LONGEST + 1)]
+
+    async def draft(self, text: Sequence[int], count: int) -> list[Guess]:
+        return [Guess(token, self._q(token)) for token in self._lookup(text, count)]
+
+    def close(self) -> None:
+        self._text.clear()
+
+    def _lookup(self, text: Sequence[int], count: int) -> list[int]:
+        """What followed the last earlier occurrence of the longest phrase the text ends in."""
+        self._index(text)
+        for size in range(LONGEST, SHORTEST - 1, -1):
+            end = self._ends[size].get(tuple(text[-size:])) if len(text) >= size else None
+            if end is not None:
+                return self._continue(text, end, count)
+        return []
+
+    @staticmethod
+    def _continue(text: Sequence[int], start: int, count: int) -> list[int]:
+        """`count` tokens from `start` on; a phrase that runs into the end of the text repeats itself."""
+        period = len(text) - start
+        return [text[start + offset % period] for offset in range(count)]
+
+    def _index(self, text: Sequence[int]) -> None:
+        """Index all n-grams that end before the last token. A text that was rolled back is indexed anew from the change;
+        entries of what is gone point at most at another place of the present text, which is a poor guess and no error."""
+        same = self._common(text)
+        del self._text[same:]
+        for end in range(max(1, same), len(text)):
+            for size in range(SHORTEST, min(LONGEST, end) + 1):
+                self._ends[size][tuple(text[end - size : end])] = end
+        self._text.extend(text[same:])
+
+    def _common(self, text: Sequence[int]) -> int:
+        """Length of the common prefix with what is indexed. Changes are near the end, so it looks from there."""
+        length = min(len(self._text), len(text))
+        while length and self._text[length - 1] != text[length - 1]:
+            length -= 1
+        return length
+
+    def _q(self, token: int) -> DraftDistribution | None:
+        return DraftDistribution((token,), (1.0,)) if self._with_q else None

@@ -1,0 +1,225 @@
+"""The batch loop: plan, run, commit, emit. One task; everything it touches changes between its steps only.
+
+submit ─┐                        ┌─> session.outbox (verdicts)
+offer ──┼─> arrivals ─> plan ─> engine.step ─> commit
+withdraw┘        ^                              │
+                 └──────────── grants <─────────┘
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import replace
+
+from scheduler import ItemOutcome, Outcome, Plan, PlanItem, Scheduler
+from specfleet.core.clock import Clock
+from specfleet.core.errors import InternalError, SpecfleetError
+from specfleet.core.protocol import Draft, Finished
+from specfleet.core.step import Engine, StepItem, StepResult
+from specfleet.core.types import FinishReason, Grant
+from verifier.observer import Observer, Silent
+from verifier.session import Session
+
+log = logging.getLogger(__name__)
+
+
+class BatchLoop:
+    """Sessions on one side, engine and scheduler on the other. Clock, engine and scheduler are injected, so that the same
+    loop runs in production and in virtual time."""
+
+    def __init__(self, engine: Engine, scheduler: Scheduler, clock: Clock, observer: Observer | None = None) -> None:
+        self._engine = engine
+        self._scheduler = scheduler
+        self._clock = clock
+        self._observer = observer or Silent()
+        self._sessions: dict[int, Session] = {}
+        self._arrivals: list[Session] = []
+        self._departures: list[Session] = []
+        self._wake = asyncio.Event()
+        self.step_seconds = 0.0
+        """Smoothed duration of a step."""
+
+    @property
+    def sessions(self) -> int:
+        """Sessions that hold pages or wait for them."""
+        return len(self._sessions) + len(self._arrivals)
+
+    @property
+    def prefilling(self) -> int:
+        """Sessions still waiting for their first token."""
+        return len(self._arrivals) + sum(record.prefilling for record in self._scheduler)
+
+    @property
+    def free_kv_tokens(self) -> int:
+        return self._engine.free_pages * self._engine.page_size
+
+    def submit(self, session: Session) -> None:
+        """Let a session take part from the next step on; `session.opened` then has its first grant."""
+        self._arrivals.append(session)
+        self._wake.set()
+
+    def offer(self, session: Session, draft: Draft) -> None:
+        """Take in a draft. Raises what `Session.offer` raises."""
+        offered = session.offer(draft)
+        if offered.stale:
+            self._observer.stale(offered.stale)
+        if session.number in self._sessions:
+            self._scheduler.drafted(session.number, session.pending, session.complete, self._clock())
+            self._wake.set()
+
+    def withdraw(self, session: Session) -> None:
+        """Its owner is gone: pages are free again before the next step is planned."""
+        self._departures.append(session)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            self._wake.clear()
+            self._settle()
+            plan = self._scheduler.plan(self._clock(), self._engine.free_pages)
+            if plan.items:
+                await self._step(plan)
+            elif plan.preempt:
+                self._preempt(plan)
+            else:
+                await self._idle(plan.wake_at)
+
+    async def _step(self, plan: Plan) -> None:
+        """One step for everybody in `plan`."""
+        items = [self._item(item) for item in plan.items]
+        start = self._clock()
+        try:
+            results = await self._engine.step(items)
+        except SpecfleetError as error:
+            self._fail(plan, error)
+            return
+        except Exception:
+            log.exception("step failed", extra={"sessions": [item.session for item in plan.items]})
+            self._fail(plan, InternalError("the engine failed in this session's step; the server's log has the reason"))
+            return
+        seconds = self._clock() - start
+        self._commit(plan, items, results, start, seconds)
+
+    def _item(self, planned: PlanItem) -> StepItem:
+        session = self._sessions[planned.session]
+        feed = session.tokens[session.computed : session.computed + planned.feed]
+        draft, q = session.take_draft(planned.draft)
+        return StepItem(
+            sequence=session.number,
+            tokens=feed + draft,
+            sampling=session.sampling,
+            draft=len(draft),
+            sample=planned.sample,
+            q=q,
+        )
+
+    def _commit(
+        self, plan: Plan, items: list[StepItem], results: list[StepResult], start: float, seconds: float
+    ) -> None:
+        waits = {record.session: start - record.ready_at for record in self._scheduler}
+        outcomes, verdicts = [], []
+        for planned, item, result in zip(plan.items, items, results, strict=True):
+            session = self._sessions[planned.session]
+            verdict = None
+            if planned.sample:
+                verdict = session.commit(result, item.draft)
+                verdicts.append((session, verdict))
+            else:
+                session.computed += planned.feed
+            outcomes.append(
+                ItemOutcome(
+                    session=session.number,
+                    fed=planned.feed,
+                    drafted=item.draft,
+                    accepted=verdict.accepted if verdict else 0,
+                    committed=len(verdict.tokens) if verdict else 0,
+                    pending=session.pending,
+                )
+            )
+        grants = self._scheduler.commit(Outcome(tuple(outcomes), seconds), self._clock())
+        self.step_seconds += 0.1 * (seconds - self.step_seconds) if self.step_seconds else seconds
+        self._observer.step(seconds, len(items), sum(len(item.tokens) for item in items))
+        for session, verdict in verdicts:
+            self._observer.verdict(
+                session.service_class,
+                verdict.mode,
+                verdict.drafted,
+                verdict.accepted,
+                len(verdict.tokens),
+                waits[session.number],
+            )
+            session.outbox.put_nowait(replace(verdict, grant=self._grant(session, grants[session.number])))
+            if session.finished is not None:
+                self._finish(session)
+
+    def _grant(self, session: Session, grant: Grant) -> Grant:
+        self._observer.granted(session.service_class, session.mode, grant.mode, grant.length)
+        session.mode = grant.mode
+        return grant
+
+    def _finish(self, session: Session) -> None:
+        assert session.finished is not None
+        session.outbox.put_nowait(Finished(session.finished, session.usage))
+        self._release(session, session.finished)
+
+    def _fail(self, plan: Plan, error: SpecfleetError) -> None:
+        """A step that raised ends the sessions that were in it, and nobody else's."""
+        for item in plan.items:
+            session = self._sessions[item.session]
+            session.outbox.put_nowait(error)
+            self._release(session, FinishReason.ERROR)
+
+    def _settle(self) -> None:
+        """Between steps: let go of who left, take in who came."""
+        departures, self._departures = self._departures, []
+        for session in departures:
+            if session in self._arrivals:
+                self._arrivals.remove(session)
+            elif session.number in self._sessions:
+                self._release(session, FinishReason.CANCELLED)
+        arrivals, self._arrivals = self._arrivals, []
+        for session in arrivals:
+            self._admit(session)
+
+    def _admit(self, session: Session) -> None:
+        cached = self._engine.open(session.number, session.tokens)
+        session.computed = cached
+        session.cached_tokens = min(cached, session.prompt_length)
+        self._sessions[session.number] = session
+        now = self._clock()
+        grant = self._scheduler.open(
+            session.number, known=len(session.tokens), computed=cached, can_draft=session.can_draft, now=now
+        )
+        if session.pending or session.complete:
+            self._scheduler.drafted(session.number, session.pending, session.complete, now)
+        self._observer.session_opened(session.resumed)
+        session.opened.set_result(self._grant(session, grant))
+
+    def _preempt(self, plan: Plan) -> None:
+        """Give back the pages of who must wait; everything it knows is computed again when there is room."""
+        for number in plan.preempt:
+            session = self._sessions[number]
+            self._engine.close(number)
+            session.computed = self._engine.open(number, session.tokens[:1])
+            self._scheduler.preempted(number, self._clock())
+            self._observer.evicted("preempted")
+            log.info("session preempted", extra={"session": number, "tokens": len(session.tokens)})
+
+    def _release(self, session: Session, reason: FinishReason) -> None:
+        del self._sessions[session.number]
+        self._scheduler.close(session.number)
+        self._engine.close(session.number)
+        self._observer.session_finished(session.service_class, reason)
+
+    async def _idle(self, wake_at: float | None) -> None:
+        """Wait for something to happen, or for the moment the scheduler named."""
+        if wake_at is None:
+            await self._wake.wait()
+            return
+        try:
+            async with asyncio.timeout(max(0.0, wake_at - self._clock())):
+                await self._wake.wait()
+        except TimeoutError:
+            pass

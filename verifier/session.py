@@ -1,0 +1,195 @@
+"""One generation on the verifier: the committed text, the drafted tokens that wait behind it, and what its owner is told.
+
+    tokens:   prompt ......... output ........ |
+    pending:                                   | drafted, to be verified
+              0          prompt_length         n = len(tokens)
+
+A Draft claims "the tokens from p on are these". The part before n is compared with what is committed and dropped; what
+contradicts it is stale; the rest waits. So a repeated, late or overlapping draft is harmless.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from specfleet.core.errors import InvalidRequest, PositionGap, SpecfleetError
+from specfleet.core.protocol import Draft, Finished, Open, Verdict
+from specfleet.core.step import DraftDistribution, StepResult
+from specfleet.core.types import FinishReason, Grant, Mode, SamplingParams, Usage
+
+MAX_PENDING = 64
+"""Most drafted tokens kept waiting for one session."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """What became of a Draft: tokens now waiting that were not before, and tokens dropped as stale."""
+
+    added: int
+    stale: int
+
+
+class Session:
+    """State of one generation. Knows neither engine nor scheduler nor transport; the batch loop moves tokens between them."""
+
+    def __init__(self, number: int, opening: Open, eos_token_ids: Sequence[int], limit: int) -> None:
+        """`limit`: most tokens the session may ever hold (context and pool)."""
+        self.number = number
+        self.request_id = opening.request_id
+        self.service_class = opening.service_class
+        self.sampling: SamplingParams = opening.sampling
+        self.can_draft = opening.can_draft
+        self.tokens: list[int] = [*opening.prompt, *opening.output]
+        self.prompt_length = len(opening.prompt)
+        self.cached_tokens = 0
+        self.computed = 0
+        """Tokens the engine holds."""
+        self.mode = Mode.LOCAL
+        """Mode of the grant in force."""
+        self.opened: asyncio.Future[Grant] = asyncio.get_running_loop().create_future()
+        self.outbox: asyncio.Queue[Verdict | Finished | SpecfleetError] = asyncio.Queue()
+        self.finished: FinishReason | None = None
+        self.resumed = bool(opening.output)
+        self._pending: list[int] = []
+        self._pending_q: list[DraftDistribution] = []
+        self._complete = False
+        self._trimmed = False
+        self._diverged_at = 0
+        self._last = min(self.prompt_length + self.sampling.max_tokens, limit)
+        ends = set(self.sampling.stop_token_ids)
+        self._ends = ends if self.sampling.ignore_eos else ends | set(eos_token_ids)
+        if self.resumed:
+            self._check_finished()
+
+    @property
+    def pending(self) -> int:
+        """Drafted tokens that wait to be verified."""
+        return len(self._pending)
+
+    @property
+    def complete(self) -> bool:
+        """The drafter said that no more will come before the next verdict."""
+        return self._complete
+
+    @property
+    def output_length(self) -> int:
+        return len(self.tokens) - self.prompt_length
+
+    @property
+    def usage(self) -> Usage:
+        return Usage(self.prompt_length, self.output_length, self.cached_tokens)
+
+    def offer(self, draft: Draft) -> Offered:
+        """Take in a draft.
+
+        Raises:
+            PositionGap: it begins beyond every token that is known, and no message can be under way that fills the gap.
+            InvalidRequest: rejection sampling without the drafted tokens' distributions.
+        """
+        if draft.tokens and draft.q is None and not self.sampling.match_rule:
+            raise InvalidRequest.field("distributions", "is empty, must have one per token where sampling has no seed")
+        before = self.pending
+        stale = self._merge(draft)
+        # Whatever became of the tokens, "no more will come" holds for a drafter that knows all that is committed.
+        self._complete = draft.last and draft.confirmed >= self._diverged_at
+        return Offered(max(0, self.pending - before), stale)
+
+    def take_draft(self, count: int) -> tuple[list[int], list[DraftDistribution] | None]:
+        """The first `count` waiting tokens, for a step. They stay until `commit` says what became of them."""
+        q = None if self.sampling.match_rule else self._pending_q[:count]
+        return self._pending[:count], q
+
+    def commit(self, result: StepResult, drafted: int) -> Verdict:
+        """Take in what a step of `drafted` verified tokens committed; returns the verdict (its grant is yet to be set).
+
+        Ends the session at a stop id, at max_tokens or where its room ends; tokens behind that are cut off.
+        """
+        position = len(self.tokens)
+        committed = self._until_end(result.tokens)
+        for token in committed:
+            self._advance(token)
+        self.computed = len(self.tokens) - 1
+        self._complete = False
+        logprobs = None if result.logprobs is None else result.logprobs[: len(committed)]
+        accepted = min(result.accepted, len(committed))
+        return Verdict(
+            position=position,
+            tokens=tuple(committed),
+            drafted=drafted,
+            accepted=accepted,
+            grant=Grant(self.mode),
+            mode=self.mode,
+            logprobs=logprobs,
+        )
+
+    def _until_end(self, tokens: Sequence[int]) -> list[int]:
+        taken: list[int] = []
+        for token in tokens:
+            taken.append(token)
+            if token in self._ends:
+                self.finished = FinishReason.STOP
+                break
+            if len(self.tokens) + len(taken) >= self._last:
+                self.finished = FinishReason.LENGTH
+                break
+        return taken
+
+    def _check_finished(self) -> None:
+        """A resumed session may have nothing left to do."""
+        if self.tokens[-1] in self._ends:
+            self.finished = FinishReason.STOP
+        elif len(self.tokens) >= self._last:
+            self.finished = FinishReason.LENGTH
+
+    def _advance(self, token: int) -> None:
+        """One more committed token; what waits goes on if it begins with it, else it contradicts the text."""
+        self.tokens.append(token)
+        if not self._pending:
+            return
+        if self._pending[0] == token:
+            del self._pending[0]
+            del self._pending_q[:1]
+        else:
+            self._diverge(len(self.tokens))
+
+    def _diverge(self, at: int) -> None:
+        """Tokens drafted by someone who has not seen position at - 1 are of another branch."""
+        self._pending.clear()
+        self._pending_q.clear()
+        self._diverged_at = max(self._diverged_at, at)
+        self._trimmed = False
+
+    def _merge(self, draft: Draft) -> int:
+        """Merge a draft into what waits; returns how many of its tokens were stale."""
+        known, start = len(self.tokens), draft.position
+        if start > known + self.pending:
+            if draft.confirmed >= known and not self._trimmed:
+                raise PositionGap(
+                    f"draft begins at position {start}, but only {known + self.pending} positions are known; "
+                    f"send the tokens from {known} on"
+                )
+            return len(draft.tokens)
+        for offset, token in enumerate(draft.tokens[: max(0, known - start)]):
+            if self.tokens[start + offset] != token:
+                self._diverged_at = max(self._diverged_at, start + offset + 1)
+                return len(draft.tokens)
+        if draft.confirmed < self._diverged_at <= start:
+            return len(draft.tokens)
+        return self._append(draft, known)
+
+    def _append(self, draft: Draft, known: int) -> int:
+        """Put the part of a draft that lies at or behind position `known` into the waiting tokens; the newest word wins."""
+        skip = max(0, known - draft.position)
+        fresh, at = draft.tokens[skip:], max(0, draft.position - known)
+        overlap = min(self.pending - at, len(fresh))
+        if list(fresh[:overlap]) == self._pending[at : at + overlap]:
+            fresh, skip, at = fresh[overlap:], skip + overlap, at + overlap
+        if not fresh:
+            return 0
+        self._trimmed = at + len(fresh) > MAX_PENDING
+        self._pending[at:] = fresh[: MAX_PENDING - at]
+        if draft.q is not None:
+            self._pending_q[at:] = draft.q[skip:][: MAX_PENDING - at]
+        return 0

@@ -1,0 +1,244 @@
+"""The verifier: admits sessions to the batch loop, and serves them over Verify streams or directly (target-only)."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, replace
+from typing import assert_never
+
+from specfleet.core.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    ModelMismatch,
+    Overloaded,
+    PromptTooLong,
+    SpecfleetError,
+    UnknownModel,
+)
+from specfleet.core.protocol import (
+    Close,
+    Draft,
+    Finished,
+    Open,
+    Opened,
+    ServerStream,
+    Shadow,
+    Verdict,
+    VerifyResponse,
+)
+from specfleet.core.types import LOCAL, Load, ModelInfo
+from specfleet.core.vocabulary import Vocabulary
+from verifier.loop import BatchLoop
+from verifier.observer import Observer, Silent
+from verifier.session import Session
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    max_sessions: int = 256
+    """Sessions open at a time; more are refused with a time to come back."""
+    idle_seconds: float = 60.0
+    """A stream that neither opens nor takes its verdicts for so long is ended."""
+    kv_tokens: int
+    """Tokens the KV pool holds."""
+
+
+class Verifier:
+    """Implements the backend of VerificationService and the token source of the verifier's own Generate."""
+
+    def __init__(
+        self,
+        loop: BatchLoop,
+        model: ModelInfo,
+        vocabulary: Vocabulary,
+        tokenizer_files: Mapping[str, bytes],
+        limits: Limits,
+        name: str,
+        observer: Observer | None = None,
+    ) -> None:
+        self._loop = loop
+        self._model = model
+        self._vocabulary = vocabulary
+        self._tokenizer_files = tokenizer_files
+        self._limits = limits
+        self._name = name
+        self._observer = observer or Silent()
+        self._numbers = itertools.count(1)
+
+    def model(self) -> ModelInfo:
+        return self._model
+
+    def load(self) -> Load:
+        return Load(self._loop.prefilling, self._loop.sessions, self._loop.free_kv_tokens, self._loop.step_seconds)
+
+    def tokenizer_files(self) -> Mapping[str, bytes]:
+        return self._tokenizer_files
+
+    async def serve(self, stream: ServerStream, peer: str) -> None:
+        """One Verify stream, from Open to Finished. Raises the typed error that ends it."""
+        try:
+            async with asyncio.timeout(self._limits.idle_seconds):
+                opening = await stream.receive()
+        except TimeoutError:
+            limit = self._limits.idle_seconds
+            raise DeadlineExceeded(f"no Open within {limit:g} s of the stream's start; send it first") from None
+        if opening is None:
+            return
+        if not isinstance(opening, Open):
+            raise InvalidRequest.field("message", f"is {type(opening).__name__}, the first one must be Open")
+        session = self._admitted(opening, checked=True)
+        try:
+            # A task group: the end of either side ends the other.
+            writer = asyncio.create_task(self._write(session, stream))
+            reader = asyncio.create_task(self._read(session, stream))
+            done, _ = await asyncio.wait({writer, reader}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in (writer, reader):
+                task.cancel()
+            await asyncio.gather(writer, reader, return_exceptions=True)
+            self._loop.withdraw(session)
+
+    async def run(self, opening: Open) -> AsyncIterator[VerifyResponse]:
+        """The same without a drafter and within this process."""
+        session = self._admitted(opening, checked=False)
+        try:
+            yield await self._opened(session)
+            async for message in self._messages(session):
+                yield message
+        finally:
+            self._loop.withdraw(session)
+
+    async def _read(self, session: Session, stream: ServerStream) -> None:
+        """Take in drafts until the drafter closes. Half-closing without Close leaves the session running."""
+        while (message := await stream.receive()) is not None:
+            match message:
+                case Draft():
+                    self._check_tokens("token_ids", message.tokens)
+                    self._loop.offer(session, message)
+                case Close():
+                    return
+                case Shadow():
+                    pass
+                case Open():
+                    raise InvalidRequest.field("message", "is a second Open; a stream carries one generation")
+                case _:
+                    assert_never(message)
+        await asyncio.Event().wait()
+
+    async def _write(self, session: Session, stream: ServerStream) -> None:
+        await stream.send(await self._opened(session))
+        async for message in self._messages(session):
+            try:
+                async with asyncio.timeout(self._limits.idle_seconds):
+                    await stream.send(message)
+            except TimeoutError:
+                limit = self._limits.idle_seconds
+                raise DeadlineExceeded(f"verdicts were not taken for {limit:g} s; read the stream") from None
+
+    async def _opened(self, session: Session) -> Opened:
+        if session.finished is not None:
+            session.outbox.put_nowait(Finished(session.finished, session.usage))
+            grant = LOCAL
+        else:
+            self._loop.submit(session)
+            grant = await session.opened
+        return Opened(
+            grant=grant,
+            model=self._model,
+            prompt_tokens=session.prompt_length,
+            cached_tokens=session.cached_tokens,
+            verifier=self._name,
+        )
+
+    async def _messages(self, session: Session) -> AsyncIterator[Verdict | Finished]:
+        while True:
+            message = await session.outbox.get()
+            if isinstance(message, SpecfleetError):
+                raise message
+            yield message
+            if isinstance(message, Finished):
+                return
+
+    def _admitted(self, opening: Open, *, checked: bool) -> Session:
+        """A session for `opening`, or the typed refusal. `checked`: the caller is another process, so compare vocabularies."""
+        try:
+            self._check(opening, checked)
+        except SpecfleetError as error:
+            self._observer.session_rejected(error.code)
+            raise
+        room = min(self._model.context_length, self._limits.kv_tokens)
+        return Session(next(self._numbers), opening, self._model.eos_token_ids, room)
+
+    def _check(self, opening: Open, checked: bool) -> None:
+        if opening.model and opening.model != self._model.name:
+            raise UnknownModel(f"model {opening.model!r} is not served here; this verifier serves {self._model.name!r}")
+        if checked:
+            self._check_vocabulary(opening)
+        if opening.service_class:
+            raise InvalidRequest.field(
+                "service_class", f"{opening.service_class!r} is not configured here; leave it empty"
+            )
+        self._check_tokens("prompt_token_ids", opening.prompt)
+        self._check_tokens("output_token_ids", opening.output)
+        self._check_length(opening)
+        if self._loop.sessions >= self._limits.max_sessions:
+            raise Overloaded(
+                f"{self._loop.sessions} sessions are open, at most {self._limits.max_sessions}; come back in a second",
+                retry_after=1.0,
+            )
+
+    def _check_length(self, opening: Open) -> None:
+        length = len(opening.prompt) + len(opening.output)
+        if length >= self._model.context_length:
+            raise PromptTooLong(
+                f"the prompt has {length} tokens, but the context of {self._model.name} is {self._model.context_length} "
+                f"tokens, output included; shorten the prompt",
+                details={"field": "prompt"},
+            )
+        if length >= self._limits.kv_tokens:
+            raise PromptTooLong(
+                f"the prompt has {length} tokens, but the KV cache of this verifier holds {self._limits.kv_tokens}; "
+                f"shorten the prompt, or raise --kv-cache-tokens",
+                details={"field": "prompt"},
+            )
+
+    def _check_tokens(self, name: str, tokens: tuple[int, ...]) -> None:
+        size = self._model.vocabulary_size
+        if tokens and max(tokens) >= size:
+            raise InvalidRequest.field(name, f"holds {max(tokens)}, must be ids below the vocabulary size {size}")
+
+    def _check_vocabulary(self, opening: Open) -> None:
+        if opening.vocabulary_digest == self._model.vocabulary_digest:
+            return
+        advice = f"use a drafter with the tokenizer of {self._model.name}"
+        if not opening.vocabulary_checksums:
+            raise ModelMismatch(
+                f"vocabulary differs: fingerprint {opening.vocabulary_digest.hex()[:16] or '(none)'}, here "
+                f"{self._model.vocabulary_digest.hex()[:16]}; {advice} (send checksums to learn the first id that differs)",
+                details={"vocabulary": "differs"},
+            )
+        first = self._vocabulary.first_difference(opening.vocabulary_checksums)
+        if first is None:
+            raise ModelMismatch(f"vocabulary differs in its special ids; {advice}", details={"vocabulary": "differs"})
+        token = self._vocabulary.tokens[first] if first < len(self._vocabulary.tokens) else ""
+        here = f"is {token!r} here" if token else "has no token here"
+        raise ModelMismatch(
+            f"vocabulary differs, first at id {first}, which {here}; {advice}", details={"first_difference": str(first)}
+        )
+
+
+class TargetOnly:
+    """Token source of the verifier's own Generate: sessions without a drafter."""
+
+    def __init__(self, verifier: Verifier) -> None:
+        self._verifier = verifier
+
+    async def model(self) -> ModelInfo:
+        return self._verifier.model()
+
+    def run(self, opening: Open) -> AsyncIterator[VerifyResponse]:
+        return self._verifier.run(replace(opening, can_draft=False))
