@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -61,6 +62,14 @@ class Tokens:
     text: str = ""
     kinds: tuple[TokenKind, ...] = ()
     logprobs: tuple[float, ...] | None = None
+    text_lengths: tuple[int, ...] = ()
+    """One per token: how many characters of `text` it completed. Empty where the sender does not say."""
+
+    @property
+    def pieces(self) -> tuple[str, ...]:
+        """`text`, cut into one piece per token."""
+        ends = tuple(itertools.accumulate(self.text_lengths, initial=0))
+        return tuple(self.text[start:end] for start, end in itertools.pairwise(ends))
 
     @property
     def accepted(self) -> int:

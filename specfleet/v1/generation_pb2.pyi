@@ -86,16 +86,18 @@ class Started(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., policy: _Optional[str] = ..., verifier: _Optional[str] = ..., drafter: _Optional[str] = ...) -> None: ...
 
 class Tokens(_message.Message):
-    __slots__ = ("token_ids", "text", "kinds", "logprobs")
+    __slots__ = ("token_ids", "text", "kinds", "logprobs", "text_lengths")
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     KINDS_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    TEXT_LENGTHS_FIELD_NUMBER: _ClassVar[int]
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     text: str
     kinds: _containers.RepeatedScalarFieldContainer[TokenKind]
     logprobs: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., kinds: _Optional[_Iterable[_Union[TokenKind, str]]] = ..., logprobs: _Optional[_Iterable[float]] = ...) -> None: ...
+    text_lengths: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., kinds: _Optional[_Iterable[_Union[TokenKind, str]]] = ..., logprobs: _Optional[_Iterable[float]] = ..., text_lengths: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Speculation(_message.Message):
     __slots__ = ("rounds", "drafted", "accepted", "target_only_tokens", "resumes", "local_verdicts", "stream_verdicts", "round_verdicts", "lengths")

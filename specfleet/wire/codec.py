@@ -419,6 +419,7 @@ def event_to_proto(event: Event) -> generation_pb2.GenerateResponse:
                 text=event.text,
                 kinds=[_KIND_TO_PROTO[kind] for kind in event.kinds],
                 logprobs=event.logprobs or (),
+                text_lengths=event.text_lengths,
             )
             return generation_pb2.GenerateResponse(tokens=tokens)
         case Started():
@@ -448,6 +449,7 @@ def event_from_proto(proto: generation_pb2.GenerateResponse) -> Event:
                 text=tokens.text,
                 kinds=tuple(_KIND_FROM_PROTO.get(kind, TokenKind.TARGET) for kind in tokens.kinds),
                 logprobs=tuple(tokens.logprobs) or None,
+                text_lengths=tuple(tokens.text_lengths),
             )
         case "started":
             started = proto.started
