@@ -32,7 +32,9 @@ class ChatTemplate:
         try:
             self._template = _environment().from_string(source)
         except jinja2.TemplateSyntaxError as error:
-            raise ModelLoadError(f"chat template, line {error.lineno}: {error.message}; mend the model's file") from error
+            raise ModelLoadError(
+                f"chat template, line {error.lineno}: {error.message}; mend the model's file"
+            ) from error
         self._special_tokens = dict(special_tokens)
 
     def render(self, messages: Sequence[ChatMessage]) -> str:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers.processors import TemplateProcessing
 
 from specfleet.core.errors import InvalidRequest, ModelLoadError
 from specfleet.core.generation import ChatMessage
@@ -126,7 +125,9 @@ def _read(folder: Path) -> dict[str, bytes]:
 def _fetch(name: str) -> dict[str, bytes]:
     """The small files of a hub repository, from the local cache or the network."""
     if name.startswith(("/", ".", "~")) or name.count("/") != 1:
-        raise ModelLoadError(f"model path {name} does not exist; give a folder with tokenizer.json, or a hub id org/name")
+        raise ModelLoadError(
+            f"model path {name} does not exist; give a folder with tokenizer.json, or a hub id org/name"
+        )
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
@@ -150,7 +151,7 @@ def _backend(files: Mapping[str, bytes], config: Mapping[str, Any], origin: str)
         )
     try:
         backend = tokenizers.Tokenizer.from_buffer(files["tokenizer.json"])
-    except Exception as error:  # noqa: BLE001 (the library raises bare Exception for whatever it cannot read)
+    except Exception as error:  # the library raises nothing narrower
         raise ModelLoadError(f"{origin}: tokenizer.json cannot be read: {error}") from error
     # Whole prompts only: a limit baked into the file would cut them silently.
     backend.no_truncation()
@@ -159,18 +160,9 @@ def _backend(files: Mapping[str, bytes], config: Mapping[str, Any], origin: str)
     missing = [text for text in _special_texts(config) if text not in known]
     if missing:
         backend.add_special_tokens([tokenizers.AddedToken(text, special=True, normalized=False) for text in missing])
-    if backend.post_processor is None or "add_bos_token" in config or "add_eos_token" in config:
-        _wrap_in_special_tokens(backend, config)
+    # Which special tokens surround a text is up to tokenizer.json: where it exists, transformers too passes over
+    # add_bos_token and add_eos_token in tokenizer_config.json.
     return backend
-
-
-def _wrap_in_special_tokens(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> None:
-    """The configuration says aloud which tokens surround a text; it then outranks tokenizer.json, as in transformers."""
-    bos = _content(config.get("bos_token")) if config.get("add_bos_token") else None
-    eos = _content(config.get("eos_token")) if config.get("add_eos_token") else None
-    around = [(text, index) for text in (bos, eos) if text and (index := backend.token_to_id(text)) is not None]
-    pieces = [*([bos] if bos else []), "$A", *([eos] if eos else [])]
-    backend.post_processor = TemplateProcessing(single=pieces, special_tokens=list(dict.fromkeys(around)))
 
 
 def _special_tokens_config(files: Mapping[str, bytes], origin: str) -> dict[str, Any]:
