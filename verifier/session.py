@@ -92,8 +92,8 @@ class Session:
             raise InvalidRequest.field("distributions", "is empty, must have one per token where sampling has no seed")
         before = self.pending
         stale = self._merge(draft)
-        # Whatever became of the tokens, "no more will come" holds for a drafter that knows all that is committed.
-        self._complete = draft.last and draft.confirmed >= self._diverged_at
+        # Said of a round that is over meanwhile, "no more will come" holds only if something of it is still of use.
+        self._complete = draft.last and (bool(self._pending) or draft.confirmed >= len(self.tokens))
         return Offered(max(0, self.pending - before), stale)
 
     def take_draft(self, count: int) -> tuple[list[int], list[DraftDistribution] | None]:

@@ -37,4 +37,9 @@ class Speculator(Protocol):
         """As metrics and people call it."""
         ...
 
+    @property
+    def stride(self) -> int:
+        """Tokens worth asking for at once when drafting ahead: one where each costs a step of a model."""
+        ...
+
     def start(self, sampling: SamplingParams) -> Drafting: ...

@@ -13,6 +13,7 @@ class Model:
     """Speculator over a draft model q."""
 
     name = "model"
+    stride = 1
 
     def __init__(self, batcher: DraftBatcher, context_length: int) -> None:
         self._batcher = batcher

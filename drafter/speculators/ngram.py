@@ -19,6 +19,7 @@ class Ngram:
     """Speculator over the text itself."""
 
     name = "ngram"
+    stride = 32
 
     def start(self, sampling: SamplingParams) -> NgramDrafting:
         return NgramDrafting(with_q=not sampling.match_rule)

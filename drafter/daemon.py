@@ -1,0 +1,124 @@
+"""Putting a drafter together: configuration, connection, speculator, services; ready; serve; drain; stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import AsyncExitStack
+
+import uvloop
+from prometheus_client import CollectorRegistry
+
+from drafter.batcher import DraftBatcher
+from drafter.config import DrafterConfig
+from drafter.source import Drafter
+from drafter.speculators import Speculator
+from drafter.speculators.ngram import Ngram
+from specfleet.core.config import describe
+from specfleet.core.errors import ConnectionError_
+from specfleet.core.protocol import VerifierConnection
+from specfleet.core.signals import stop_requested
+from specfleet.observability import log as logs
+from specfleet.observability.drafter import DrafterMetrics
+from specfleet.observability.grpc_server import GrpcServerMetrics
+from specfleet.observability.registry import MetricsServer
+from specfleet.text import TextGenerator, Tokenizer
+from specfleet.wire.server import Server
+from specfleet.wire.verification import GrpcVerifierConnection
+
+log = logging.getLogger(__name__)
+NGRAM = "ngram"
+
+
+def run(config: DrafterConfig) -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit code."""
+    logs.configure(config.log_level)
+    return uvloop.run(_serve(config))
+
+
+async def _serve(config: DrafterConfig) -> int:
+    for line in describe(config):
+        print(line, flush=True)
+    async with AsyncExitStack() as stack:
+        connection = GrpcVerifierConnection(config.verifier)
+        stack.push_async_callback(connection.close)
+        registry = CollectorRegistry()
+        observer = DrafterMetrics(registry)
+        server = Server(interceptors=(GrpcServerMetrics(registry),))
+        # A model is loaded while nothing else needs the loop; the verifier is asked only for what it alone knows.
+        tokenizer = None if config.model == NGRAM else Tokenizer.from_folder(config.model)
+        await _reach(connection, config.connect_seconds)
+        tokenizer = tokenizer or Tokenizer.from_files(await connection.tokenizer_files())
+        speculator = _speculator(config, stack)
+        drafter = Drafter(connection, speculator, tokenizer.vocabulary(), time.monotonic, observer)
+        model = await drafter.check()
+        server.add_generation(TextGenerator(drafter, tokenizer, drafter=config.name or config.listen))
+        address = await server.start(config.listen)
+        metrics = _metrics(config, registry, stack)
+        stop = stop_requested()
+        await server.ready(True)
+        print(
+            f"ready drafter grpc={address} metrics={metrics} speculator={speculator.name} "
+            f"verifier={config.verifier} target={model.name}",
+            flush=True,
+        )
+        await stop.wait()
+        await server.ready(False)
+        await server.stop(config.drain_seconds)
+    return 0
+
+
+async def _reach(connection: VerifierConnection, seconds: float) -> None:
+    """Wait until the verifier answers.
+
+    Raises:
+        ConnectionError_: it did not within `seconds`.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            await connection.model()
+            return
+        except ConnectionError_:
+            if time.monotonic() > deadline:
+                raise
+        await asyncio.sleep(0.2)
+
+
+def _speculator(config: DrafterConfig, stack: AsyncExitStack) -> Speculator:
+    if config.model == NGRAM:
+        return Ngram()
+    # Imported here: an n-gram drafter needs no torch, neither installed nor in memory.
+    from drafter.speculators.model import Model
+    from specfleet.engine import Engine, EngineConfig
+
+    engine = Engine(
+        EngineConfig(
+            model=config.model,
+            device=config.device,
+            dtype=config.dtype,
+            kv_cache_tokens=config.kv_cache_tokens,
+            threads=config.threads,
+        )
+    )
+    stack.callback(engine.shutdown)
+    batcher = DraftBatcher(engine)
+    task = asyncio.create_task(batcher.run())
+    task.add_done_callback(_batcher_ended)
+    stack.callback(task.cancel)
+    return Model(batcher, engine.context_length)
+
+
+def _batcher_ended(task: asyncio.Task[None]) -> None:
+    """The batcher runs as long as the daemon; without it no draft is ever answered."""
+    if not task.cancelled() and task.exception() is not None:
+        log.critical("draft batcher ended", exc_info=task.exception())
+
+
+def _metrics(config: DrafterConfig, registry: CollectorRegistry, stack: AsyncExitStack) -> str:
+    if not config.metrics:
+        return "off"
+    server = MetricsServer(registry, config.metrics)
+    stack.callback(server.close)
+    return server.address

@@ -1,0 +1,80 @@
+"""The drafter's token source: every generation becomes a drafting session with the verifier."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import replace
+
+from drafter.observer import Observer, Silent
+from drafter.session import DraftingSession
+from drafter.speculators import Speculator
+from specfleet.core.clock import Clock
+from specfleet.core.errors import InternalError, ModelMismatch
+from specfleet.core.protocol import Finished, Open, Opened, Verdict, VerifierConnection, VerifyResponse
+from specfleet.core.types import ModelInfo, SamplingParams
+from specfleet.core.vocabulary import Vocabulary
+
+
+class Drafter:
+    """One connection, one speculator, any number of generations."""
+
+    def __init__(
+        self,
+        connection: VerifierConnection,
+        speculator: Speculator,
+        vocabulary: Vocabulary,
+        clock: Clock,
+        observer: Observer | None = None,
+    ) -> None:
+        self._connection = connection
+        self._speculator = speculator
+        self._vocabulary = vocabulary
+        self._digest = vocabulary.digest()
+        self._clock = clock
+        self._observer = observer or Silent()
+
+    async def model(self) -> ModelInfo:
+        return await self._connection.model()
+
+    async def run(self, opening: Open) -> AsyncIterator[VerifyResponse]:
+        """The verifier's messages for one generation, while the speculator guesses ahead."""
+        opening = replace(opening, vocabulary_digest=self._digest, can_draft=True)
+        session = DraftingSession(opening, self._connection, self._speculator, self._clock, self._observer)
+        start, last = self._clock(), 0.0
+        async with aclosing(session.run()) as messages:
+            async for message in messages:
+                if isinstance(message, Verdict):
+                    now = self._clock()
+                    if last:
+                        self._observer.tokens(len(message.tokens), now - last)
+                    else:
+                        self._observer.first_token(now - start)
+                    last = now
+                yield message
+
+    async def check(self) -> ModelInfo:
+        """Make sure that both models mean the same by a token id.
+
+        Raises:
+            ModelMismatch: in the verifier's words, naming the first id that differs.
+        """
+        model = await self._connection.model()
+        if model.vocabulary_digest == self._digest:
+            return model
+        stream = await self._connection.verify()
+        probe = Open(
+            prompt=(0,),
+            sampling=SamplingParams(max_tokens=1, temperature=0.0),
+            vocabulary_digest=self._digest,
+            vocabulary_checksums=self._vocabulary.checksums(),
+            can_draft=False,
+        )
+        try:
+            await stream.send(probe)
+            answer = await stream.receive()
+        finally:
+            stream.cancel()
+        if isinstance(answer, Opened | Finished):
+            raise ModelMismatch(f"vocabulary differs from that of {model.name}; use a drafter with the same tokenizer")
+        raise InternalError("the verifier did not answer a vocabulary check")

@@ -1,0 +1,147 @@
+"""Putting the verifier together: configuration, engine, loop, services; ready; serve; drain; stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from contextlib import AsyncExitStack
+from importlib import metadata
+from pathlib import Path
+
+import uvloop
+from prometheus_client import CollectorRegistry
+
+from scheduler import Scheduler, SchedulerConfig
+from specfleet.core.config import describe
+from specfleet.core.errors import InternalError
+from specfleet.core.signals import stop_requested
+from specfleet.core.types import ModelInfo
+from specfleet.engine import Engine, EngineConfig
+from specfleet.observability import log as logs
+from specfleet.observability.grpc_server import GrpcServerMetrics
+from specfleet.observability.registry import MetricsServer
+from specfleet.observability.verifier import VerifierGauges, VerifierMetrics
+from specfleet.text import TextGenerator, Tokenizer
+from specfleet.wire.server import Server
+from verifier.config import VerifierConfig
+from verifier.loop import BatchLoop
+from verifier.verifier import Limits, TargetOnly, Verifier
+
+log = logging.getLogger(__name__)
+
+
+def run(config: VerifierConfig) -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit code."""
+    logs.configure(config.log_level)
+    return uvloop.run(_serve(config))
+
+
+async def _serve(config: VerifierConfig) -> int:
+    for line in describe(config):
+        print(line, flush=True)
+    async with AsyncExitStack() as stack:
+        tokenizer = Tokenizer.from_folder(config.model)
+        engine = _engine(config)
+        stack.callback(engine.shutdown)
+        registry = CollectorRegistry()
+        observer = VerifierMetrics(registry)
+        scheduler = Scheduler(_scheduler_config(config, engine))
+        loop = BatchLoop(engine, scheduler, time.monotonic, observer)
+        registry.register(VerifierGauges(_Gauges(loop, engine)))
+        server = Server(interceptors=(GrpcServerMetrics(registry),))
+        verifier = _verifier(config, loop, engine, tokenizer, observer)
+        server.add_verification(verifier)
+        server.add_generation(TextGenerator(TargetOnly(verifier), tokenizer))
+        # Ports first: one that is in use must not cost the time of a warm-up.
+        address = await server.start(config.listen)
+        metrics = _metrics(config, registry, stack)
+        batches = asyncio.create_task(loop.run())
+        stop = stop_requested()
+        await server.ready(True)
+        print(f"ready verifier grpc={address} metrics={metrics} model={verifier.model().name}", flush=True)
+        stopped = asyncio.create_task(stop.wait())
+        done, _ = await asyncio.wait({stopped, batches}, return_when=asyncio.FIRST_COMPLETED)
+        await server.ready(False)
+        await server.stop(config.drain_seconds)
+        if batches in done:
+            batches.result()
+            raise InternalError("the batch loop ended")
+        batches.cancel()
+        await asyncio.gather(batches, return_exceptions=True)
+    return 0
+
+
+def _engine(config: VerifierConfig) -> Engine:
+    return Engine(
+        EngineConfig(
+            model=config.model,
+            device=config.device,
+            dtype=config.dtype,
+            kv_cache_tokens=config.kv_cache_tokens,
+            threads=config.threads,
+            seed=config.seed,
+        )
+    )
+
+
+def _scheduler_config(config: VerifierConfig, engine: Engine) -> SchedulerConfig:
+    return SchedulerConfig(
+        speculation=config.speculation,
+        batching=config.batching,
+        max_step_tokens=config.max_step_tokens,
+        page_size=engine.page_size,
+        draft_wait_seconds=config.draft_wait_seconds,
+        seed=config.seed if config.seed is not None else int.from_bytes(os.urandom(4), "little"),
+    )
+
+
+def _verifier(
+    config: VerifierConfig, loop: BatchLoop, engine: Engine, tokenizer: Tokenizer, observer: VerifierMetrics
+) -> Verifier:
+    vocabulary = tokenizer.vocabulary()
+    model = ModelInfo(
+        name=config.name or Path(config.model).name,
+        vocabulary_size=engine.vocabulary_size,
+        vocabulary_digest=vocabulary.digest(),
+        context_length=engine.context_length,
+        eos_token_ids=engine.eos_token_ids,
+        software=f"specfleet {metadata.version('specfleet')}",
+        policy=config.speculation,
+    )
+    limits = Limits(
+        max_sessions=config.max_sessions,
+        idle_seconds=config.idle_seconds,
+        kv_tokens=engine.total_pages * engine.page_size,
+    )
+    return Verifier(loop, model, vocabulary, tokenizer.files(), limits, config.listen, observer)
+
+
+def _metrics(config: VerifierConfig, registry: CollectorRegistry, stack: AsyncExitStack) -> str:
+    if not config.metrics:
+        return "off"
+    server = MetricsServer(registry, config.metrics)
+    stack.callback(server.close)
+    return server.address
+
+
+class _Gauges:
+    """What the loop and the engine know at the moment of a scrape."""
+
+    def __init__(self, loop: BatchLoop, engine: Engine) -> None:
+        self._loop = loop
+        self._engine = engine
+
+    def sessions(self) -> dict[str, int]:
+        prefilling = self._loop.prefilling
+        return {"prefill": prefilling, "generate": self._loop.sessions - prefilling}
+
+    def queue(self) -> dict[str, int]:
+        return {"prefill": self._loop.prefilling}
+
+    def kv_pages(self) -> dict[str, int]:
+        return self._engine.page_counts()
+
+    def prefix_cache(self) -> tuple[int, int]:
+        return self._engine.prefix_queries, self._engine.prefix_hits
