@@ -38,6 +38,9 @@ def check_target(target: str) -> str:
     return target
 
 
-def open_channel(target: str) -> grpc.aio.Channel:
-    """A channel to HOST:PORT. It connects when first used."""
-    return grpc.aio.insecure_channel(check_target(target), options=OPTIONS)
+def open_channel(target: str, *, root_certificates: bytes | None = None) -> grpc.aio.Channel:
+    """A channel to HOST:PORT, over TLS where root certificates (PEM) are given. It connects when first used."""
+    if root_certificates is None:
+        return grpc.aio.insecure_channel(check_target(target), options=OPTIONS)
+    credentials = grpc.ssl_channel_credentials(root_certificates)
+    return grpc.aio.secure_channel(check_target(target), credentials, options=OPTIONS)
