@@ -1,0 +1,5 @@
+"""A causal language model on a paged KV cache: ragged batches in, accepted tokens out. The only home of torch."""
+
+from specfleet.engine.engine import EngineConfig, TorchEngine
+
+__all__ = ["EngineConfig", "TorchEngine"]

@@ -1,0 +1,190 @@
+"""Attention over the paged KV pool, behind one function that Hugging Face models call in place of their own.
+
+Back ends, by name:
+
+    sdpa     any device: gathers each group's pages and makes one padded scaled_dot_product_attention call per group
+    varlen   CUDA, torch >= 2.13: the kernel walks the block tables itself
+
+Both write this step's keys and values first and then read everything from the pool, so prefix hits, chunked prefill,
+verification and decoding are one case.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from specfleet.core.errors import ConfigurationError, ModelLoadError
+from specfleet.engine.batch import Group, StepBatch
+from specfleet.engine.kv_pool import KVPool, LayerShape
+from specfleet.engine.pages import PAGE_SIZE
+
+NAME = "specfleet"
+"""Our name among transformers' attention implementations."""
+
+_HARMLESS = frozenset({"dropout", "is_causal", "position_ids", "use_cache", "output_attentions", "return_dict"})
+"""Keyword arguments of the attention call that change nothing here."""
+
+
+@dataclass(slots=True)
+class AttentionCall:
+    """What one layer asked for; kept from the load-time probe."""
+
+    layer: int
+    shape: LayerShape
+    window: int | None
+    softcap: float | None
+
+
+@dataclass(slots=True)
+class AttentionContext:
+    """Travels with one forward pass, from the engine down to each layer's attention."""
+
+    batch: StepBatch
+    pool: KVPool | None
+    """None in a pass that only traces the calls; attention then answers zeros."""
+    backend: str = "sdpa"
+    splits: int | None = None
+    """1 makes `varlen` independent of the batch's composition; None lets the kernel choose."""
+    trace: list[AttentionCall] | None = None
+    """Filled by the load-time probe."""
+
+
+class Look(NamedTuple):
+    """How a layer looks at its keys."""
+
+    scale: float
+    window: int | None
+    softcap: float | None
+
+
+def check_backend(backend: str, device: torch.device) -> None:
+    """Raise ConfigurationError, saying what to do, if `backend` cannot run here."""
+    if backend not in ("sdpa", "varlen"):
+        raise ConfigurationError(f"attention backend {backend!r} is unknown; choose sdpa or varlen")
+    if backend == "varlen":
+        if device.type != "cuda":
+            raise ConfigurationError(f"attention backend varlen needs a CUDA device, not {device}; choose sdpa")
+        try:
+            import torch.nn.attention.varlen as _  # noqa: F401
+        except ImportError:
+            raise ConfigurationError(
+                f"attention backend varlen needs torch 2.13 or later, this is {torch.__version__}; choose sdpa"
+            ) from None
+
+
+def specfleet_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    specfleet: AttentionContext | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """The attention interface of transformers: query (1, heads, tokens, head_dim), key and value (1, kv_heads, tokens,
+    head_dim); returns (1, tokens, heads, head_dim). Raises ModelLoadError for anything it would have to ignore."""
+    if specfleet is None:
+        raise ModelLoadError(f"{type(module).__name__} does not pass keyword arguments down to its attention")
+    refused = [name for name, given in others.items() if given is not None and name not in _HARMLESS]
+    if refused or attention_mask is not None:
+        what = ", ".join(refused) or "an attention mask of its own"
+        raise ModelLoadError(f"{type(module).__name__} asks its attention for {what}, which the engine does not do")
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if specfleet.trace is not None:
+        shape = LayerShape(key.shape[1], key.shape[3], value.shape[3])
+        specfleet.trace.append(AttentionCall(layer, shape, sliding_window, softcap))
+    if specfleet.pool is None:
+        return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3]), None
+    specfleet.pool.write(layer, specfleet.batch.slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
+    attend = _varlen if specfleet.backend == "varlen" else _sdpa
+    keys, values = specfleet.pool.keys[layer], specfleet.pool.values[layer]
+    return attend(specfleet, query, keys, values, Look(scale, sliding_window, softcap))[None], None
+
+
+def _varlen(
+    context: AttentionContext, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, look: Look
+) -> torch.Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    if look.softcap is not None:
+        raise ModelLoadError("attention backend varlen has no logit softcap, which this model needs; choose sdpa")
+    batch = context.batch
+    out = varlen_attn(
+        query[0].transpose(0, 1),
+        keys,
+        values,
+        batch.cumulative_queries,
+        None,
+        batch.most_queries,
+        batch.most_pages * PAGE_SIZE,
+        scale=look.scale,
+        # A window of W keys counts the query's own: W - 1 to its left.
+        window_size=(-1 if look.window is None else look.window - 1, 0),
+        enable_gqa=query.shape[1] != keys.shape[2],
+        seqused_k=batch.key_counts,
+        block_table=batch.block_tables,
+        num_splits=context.splits,
+    )
+    assert isinstance(out, torch.Tensor)
+    return out
+
+
+def _sdpa(
+    context: AttentionContext, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, look: Look
+) -> torch.Tensor:
+    groups = context.batch.groups
+    if len(groups) == 1 and groups[0].rows is None:
+        return _attend(groups[0], query, keys, values, look)
+    out = query.new_empty(query.shape[2], query.shape[1], values.shape[3])
+    for group in groups:
+        if group.rows is None:
+            first, count = group.first, len(group.members) * group.queries
+            out[first : first + count] = _attend(group, query[:, :, first : first + count], keys, values, look)
+        else:
+            padded = _attend(group, query[:, :, group.rows], keys, values, look)
+            out[group.rows[group.padded_rows]] = padded[group.padded_rows]
+    return out
+
+
+def _attend(group: Group, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, look: Look) -> torch.Tensor:
+    """One padded call: query (1, heads, members * queries, dim) in, (members * queries, heads, value dim) out.
+
+    Grouped-query attention: the query heads that share a key head become further query rows of that head, so keys and
+    values are never repeated.
+    """
+    members, queries, kv_heads = len(group.members), group.queries, keys.shape[2]
+    share = query.shape[1] // kv_heads
+    if group.span is not None:
+        k, v = keys[group.span[0] : group.span[1]], values[group.span[0] : group.span[1]]
+    else:
+        k, v = keys.index_select(0, group.table), values.index_select(0, group.table)
+    k = k.view(members, -1, kv_heads, keys.shape[3]).transpose(1, 2)
+    v = v.view(members, -1, kv_heads, values.shape[3]).transpose(1, 2)
+    q = (
+        query.view(kv_heads, share, members, queries, -1)
+        .permute(2, 0, 1, 3, 4)
+        .reshape(members, kv_heads, share * queries, -1)
+    )
+    mask = group.mask(look.window, share, query.dtype)
+    if look.softcap is None:
+        out = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=look.scale)
+    else:
+        scores = torch.tanh(torch.matmul(q, k.transpose(2, 3)) * (look.scale / look.softcap)) * look.softcap + mask
+        out = torch.matmul(torch.softmax(scores, dim=-1, dtype=torch.float32).to(v.dtype), v)
+    out = out.view(members, kv_heads, share, queries, -1).permute(0, 3, 1, 2, 4)
+    return out.reshape(members * queries, kv_heads * share, -1)
+
+
+def register() -> None:
+    """Make `specfleet` an attention implementation of transformers. No mask function goes with it: transformers then
+    builds no mask at all, which is what we want."""
+    AttentionInterface.register(NAME, specfleet_attention)

@@ -1,0 +1,151 @@
+"""From the logits of a step to its results: which drafts are accepted, which tokens follow. All items at once, on the
+device; only ids, and log-probabilities where asked for, come back to the host."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from specfleet.core.errors import InternalError
+from specfleet.core.step import DraftDistribution, StepItem, StepResult
+from specfleet.core.types import DRAFT_SUPPORT_LIMIT
+from specfleet.engine.acceptance import SparseDrafts, match, reject_batch
+from specfleet.engine.noise import gumbel, noise_keys
+from specfleet.engine.sampling import Truncation, exponential_race, process, top_support
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One sampling item of a step and where its rows are."""
+
+    item: StepItem
+    first_row: int
+    position: int
+    """Absolute position of the token that the first row chooses."""
+
+    @property
+    def rows(self) -> range:
+        return range(self.first_row, self.first_row + self.item.draft + 1)
+
+    @property
+    def draft(self) -> Sequence[int]:
+        return self.item.tokens[len(self.item.tokens) - self.item.draft :]
+
+
+class Chooser:
+    """Applies both rules of acceptance. The generator serves the unseeded rule only."""
+
+    def __init__(self, vocabulary_size: int, device: torch.device, seed: int | None) -> None:
+        self.device = device
+        self.generator = torch.Generator(device)
+        self.generator.seed() if seed is None else self.generator.manual_seed(seed)
+        self._vocabulary = torch.arange(vocabulary_size, device=device)
+
+    def choose(self, choices: Sequence[Choice], logits: torch.Tensor) -> list[StepResult]:
+        """One result for each choice. `logits`: float32 (rows, vocabulary), each choice owning its `rows`. Raises
+        InternalError naming the sequences whose logits are not finite."""
+        best, targets = logits.max(-1)
+        finite = torch.isfinite(best)
+        distributions: dict[int, DraftDistribution] = {}
+        rejected: list[tuple[list[Choice], torch.Tensor, torch.Tensor]] = []
+        for kind, truncation, members in _by_kind(choices):
+            if kind == "seeded":
+                self._seeded(members, truncation, logits, targets)
+            elif kind == "support":
+                distributions |= self._from_support(members, truncation, logits, targets)
+            elif kind == "reject":
+                rejected.append((members, *self._reject(members, truncation, logits)))
+        if not bool(finite.all()):
+            bad = [str(c.item.sequence) for c in choices if not finite[c.rows.start : c.rows.stop].all()]
+            raise InternalError(f"the model's logits are not finite for sequences {', '.join(bad)}")
+        tokens = targets.tolist()
+        outcomes = {}
+        for choice in choices:
+            outcomes[choice.first_row] = match(tokens[choice.rows.start : choice.rows.stop], choice.draft)
+        for members, accepted, last in rejected:
+            for choice, count, token in zip(members, accepted.tolist(), last.tolist(), strict=True):
+                outcomes[choice.first_row] = (count, [*choice.draft[:count], token])
+        logprobs = self._logprobs(choices, outcomes, logits)
+        return [
+            StepResult(
+                accepted=outcomes[c.first_row][0],
+                tokens=tuple(outcomes[c.first_row][1]),
+                logprobs=logprobs.get(c.first_row),
+                q=distributions.get(c.first_row),
+            )
+            for c in choices
+        ]
+
+    def _seeded(self, members: list[Choice], truncation: Truncation, logits: torch.Tensor, out: torch.Tensor) -> None:
+        """argmax_v(log p_t(v) + G(seed, t, v)) in each row of the members, into `out`."""
+        rows = self._rows(members)
+        scores = process(logits[rows], truncation)
+        out[rows] = scores.add_(gumbel(self._keys(members), self._vocabulary)).argmax(-1)
+
+    def _reject(
+        self, members: list[Choice], truncation: Truncation, logits: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rejection rule: (accepted, last token) of each member."""
+        p = process(logits[self._rows(members)], truncation).softmax(-1)
+        counts = torch.tensor([c.item.draft + 1 for c in members], device=self.device)
+        first = counts.cumsum(0) - counts
+        drafts = SparseDrafts([c.draft for c in members], [c.item.q or () for c in members], self.device)
+        return reject_batch(p, first, drafts, self.generator)
+
+    def _from_support(
+        self, members: list[Choice], truncation: Truncation, logits: torch.Tensor, out: torch.Tensor
+    ) -> dict[int, DraftDistribution]:
+        """Truncate to the likeliest tokens, choose from exactly that into `out`, and return it by first row."""
+        rows = self._rows(members)
+        if truncation.temperature == 0.0:
+            return {c.first_row: DraftDistribution((int(out[c.first_row]),), (1.0,)) for c in members}
+        ids, logs = top_support(process(logits[rows], truncation), DRAFT_SUPPORT_LIMIT)
+        places = exponential_race(logs.exp(), self.generator)
+        seeded = [i for i, c in enumerate(members) if c.item.sampling.seed is not None]
+        if seeded:
+            keys = self._keys([members[i] for i in seeded])
+            places[seeded] = (logs[seeded] + gumbel(keys, ids[seeded])).argmax(-1)
+        out[rows] = ids.gather(-1, places[:, None])[:, 0]
+        found = {}
+        for choice, row, probabilities in zip(members, ids.tolist(), logs.exp().tolist(), strict=True):
+            support = sum(p > 0.0 for p in probabilities)  # sorted: what was cut off comes last
+            found[choice.first_row] = DraftDistribution(tuple(row[:support]), tuple(probabilities[:support]))
+        return found
+
+    def _logprobs(
+        self, choices: Sequence[Choice], outcomes: dict[int, tuple[int, list[int]]], logits: torch.Tensor
+    ) -> dict[int, tuple[float, ...]]:
+        """The model's log-probability of each committed token, before temperature and truncation, where asked for."""
+        wanted = [c for c in choices if c.item.sampling.logprobs]
+        if not wanted:
+            return {}
+        tokens = [token for c in wanted for token in outcomes[c.first_row][1]]
+        rows = [c.first_row + i for c in wanted for i in range(len(outcomes[c.first_row][1]))]
+        chosen = logits[rows]
+        logs = chosen.gather(-1, torch.tensor(tokens, device=self.device)[:, None])[:, 0] - chosen.logsumexp(-1)
+        values = iter(logs.tolist())
+        return {c.first_row: tuple(next(values) for _ in outcomes[c.first_row][1]) for c in wanted}
+
+    def _rows(self, members: Iterable[Choice]) -> torch.Tensor:
+        return torch.tensor([row for choice in members for row in choice.rows], device=self.device)
+
+    def _keys(self, members: Sequence[Choice]) -> torch.Tensor:
+        pairs = [(c.item.sampling.seed or 0, c.position + i) for c in members for i in range(c.item.draft + 1)]
+        return noise_keys([seed for seed, _ in pairs], [position for _, position in pairs], self.device)
+
+
+def _by_kind(choices: Sequence[Choice]) -> list[tuple[str, Truncation, list[Choice]]]:
+    """The items that need more than an argmax, those of one rule and one set of parameters together."""
+    groups: dict[tuple[str, Truncation], list[Choice]] = {}
+    for choice in choices:
+        sampling = choice.item.sampling
+        if choice.item.want_q:
+            kind = "support"
+        elif sampling.greedy:
+            continue
+        else:
+            kind = "seeded" if sampling.seed is not None else "reject"
+        groups.setdefault((kind, Truncation.of(sampling)), []).append(choice)
+    return [(kind, truncation, members) for (kind, truncation), members in groups.items()]

@@ -1,0 +1,254 @@
+"""The engine: sequences on a paged KV cache, one ragged batch a step. Heavy work runs in one thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+
+from specfleet.core.errors import ConfigurationError, InvalidRequest, Overloaded, PromptTooLong
+from specfleet.core.step import StepItem, StepResult
+from specfleet.engine.attention import AttentionContext
+from specfleet.engine.batch import Span, StepBatch
+from specfleet.engine.choose import Choice, Chooser
+from specfleet.engine.kv_pool import KVPool
+from specfleet.engine.model import LoadedModel, load
+from specfleet.engine.pages import PAGE_SIZE, PageCounters, PageTable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """What an engine is told; what it finds out is on the engine itself."""
+
+    model: str
+    """Folder with config.json and weights, or a Hugging Face id."""
+    device: str = "cpu"
+    """cpu, cuda or cuda:N."""
+    dtype: str = "auto"
+    """float32, bfloat16, float16, or auto: float32 on the CPU, else the checkpoint's."""
+    kv_cache_tokens: int = 16_384
+    """Room for this many tokens in all sequences together, the prefix cache included."""
+    attention: str = "auto"
+    """sdpa, varlen, or auto: varlen where it runs."""
+    threads: int | None = None
+    """torch's CPU threads; None leaves its default."""
+    seed: int | None = None
+    """Seed of the unseeded rule's generator; None takes one from the operating system."""
+    deterministic: bool = False
+    """Kernels whose result for one sequence does not depend on what else is in the batch, where there are any."""
+
+    def __post_init__(self) -> None:
+        if self.kv_cache_tokens < PAGE_SIZE:
+            raise ConfigurationError(f"kv_cache_tokens is {self.kv_cache_tokens}, must be at least {PAGE_SIZE}")
+        if self.threads is not None and self.threads < 1:
+            raise ConfigurationError(f"threads is {self.threads}, must be at least 1")
+
+    @property
+    def pages(self) -> int:
+        return self.kv_cache_tokens // PAGE_SIZE
+
+
+@dataclass(slots=True)
+class EngineCounters:
+    """Plain counters since the start. Outside the forward pass: 1 - forward_seconds / step_seconds."""
+
+    steps: int = 0
+    tokens: int = 0
+    """Tokens computed, drafts that were then refused included."""
+    step_seconds: float = 0.0
+    forward_seconds: float = 0.0
+    """Of step_seconds, inside the model's forward pass."""
+
+
+class TorchEngine:
+    """`specfleet.core.step.Engine` on torch. Between steps its methods are quick and may be called from any thread; while a
+    step runs they wait for it. A step that was cancelled while it ran has still taken effect."""
+
+    def __init__(self, config: EngineConfig, model: LoadedModel | None = None) -> None:
+        """Load `config.model` (or take `model`, already loaded). Raises ModelLoadError or ConfigurationError."""
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        self.config = config
+        self.model = model or load(config.model, config.device, config.dtype, config.attention)
+        self.counters = EngineCounters()
+        self._pages = PageTable(config.pages)
+        self._pool = KVPool(self.model.layers, config.pages, self.model.dtype, self.model.device)
+        self._chooser = Chooser(self.model.vocabulary_size, self.model.device, config.seed)
+        self._lock = threading.Lock()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="specfleet-engine")
+
+    # Room ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def page_size(self) -> int:
+        return self._pages.page_size
+
+    @property
+    def total_pages(self) -> int:
+        return self._pages.total
+
+    @property
+    def free_pages(self) -> int:
+        """Pages that can be had now, those of the prefix cache that nobody uses included."""
+        return self._pages.free_pages
+
+    @property
+    def cached_pages(self) -> int:
+        """Of the free pages, those that hold a prefix someone may ask for again."""
+        return self._pages.cached_pages
+
+    @property
+    def used_pages(self) -> int:
+        return self._pages.used_pages
+
+    @property
+    def page_counters(self) -> PageCounters:
+        """Prefix-cache queries and hits in tokens, evictions and copies in pages."""
+        return self._pages.counters
+
+    # Sequences -----------------------------------------------------------------------------------------------------
+
+    def open(self, sequence: int, tokens: Sequence[int]) -> int:
+        """Begin a sequence; how many of `tokens` are already computed (whole cached pages, fewer than all)."""
+        with self._lock:
+            return self._pages.open(sequence, tokens)
+
+    def length(self, sequence: int) -> int:
+        """Tokens of the sequence that are computed."""
+        return self._pages.length(sequence)
+
+    def truncate(self, sequence: int, length: int) -> None:
+        """Forget what was computed from position `length` on."""
+        with self._lock:
+            self._pages.truncate(sequence, length)
+
+    def close(self, sequence: int) -> None:
+        """Give a sequence's pages back; full pages stay in the prefix cache until someone needs the room."""
+        with self._lock:
+            self._pages.close(sequence)
+
+    def check_integrity(self) -> None:
+        """Recount all pages; raises InternalError at the first difference."""
+        with self._lock:
+            self._pages.check_integrity()
+
+    def shutdown(self) -> None:
+        """Wait for the step that is running and end the engine's thread."""
+        self._thread.shutdown()
+
+    # Steps ---------------------------------------------------------------------------------------------------------
+
+    async def step(self, items: Sequence[StepItem]) -> list[StepResult]:
+        """Run one ragged batch in the engine's thread; results in the order of `items`. See `step_sync`."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self.step_sync, items)
+
+    @torch.inference_mode()
+    def step_sync(self, items: Sequence[StepItem]) -> list[StepResult]:
+        """Forward, choose, roll back. Raises InvalidRequest or PromptTooLong (an item that cannot be), or Overloaded (not
+        enough pages) before anything is computed; InternalError if the model's output is not finite. After any error every
+        sequence is as it was."""
+        if not items:
+            return []
+        with self._lock:
+            began = time.perf_counter()
+            self._check(items)
+            before = [self._pages.length(item.sequence) for item in items]
+            try:
+                logits = self._forward(items)
+                results = self._choose(items, before, logits)
+            except BaseException:
+                self._roll_back(items, before)
+                raise
+            kept = [
+                start + len(i.tokens) - (i.draft - r.accepted)
+                for start, i, r in zip(before, items, results, strict=True)
+            ]
+            self._roll_back(items, kept)
+            self.counters.steps += 1
+            self.counters.step_seconds += time.perf_counter() - began
+            return results
+
+    @torch.inference_mode()
+    def forward(self, items: Sequence[StepItem]) -> torch.Tensor:
+        """The lower half of a step: compute all tokens, drafts included, and keep them. Logits of the last draft + 1 tokens
+        of each sampling item, float32 (rows, vocabulary), in order."""
+        with self._lock:
+            self._check(items)
+            return self._forward(items)
+
+    def _forward(self, items: Sequence[StepItem]) -> torch.Tensor:
+        spans, copies = [], []
+        for item in items:
+            start = self._pages.length(item.sequence)
+            copies += self._pages.append(item.sequence, item.tokens)
+            pages = self._pages.block_table(item.sequence)
+            spans.append(Span(item.tokens, start, pages, item.draft + 1 if item.sample else 0))
+        self._pool.copy(copies)
+        batch = StepBatch(spans, self.model.device)
+        context = AttentionContext(batch, self._pool, self.model.backend, 1 if self.config.deterministic else None)
+        began = time.perf_counter()
+        logits = self.model(context)
+        self.counters.forward_seconds += time.perf_counter() - began
+        self.counters.tokens += batch.tokens
+        return logits
+
+    def _choose(self, items: Sequence[StepItem], before: Sequence[int], logits: torch.Tensor) -> list[StepResult]:
+        choices, row = [], 0
+        for item, start in zip(items, before, strict=True):
+            if item.sample:
+                choices.append(Choice(item, row, start + len(item.tokens) - item.draft))
+                row += item.draft + 1
+        chosen = iter(self._chooser.choose(choices, logits) if choices else ())
+        return [next(chosen) if item.sample else StepResult() for item in items]
+
+    def _roll_back(self, items: Sequence[StepItem], lengths: Sequence[int]) -> None:
+        for item, length in zip(items, lengths, strict=True):
+            if length < self._pages.length(item.sequence):
+                self._pages.truncate(item.sequence, length)
+
+    # Checks --------------------------------------------------------------------------------------------------------
+
+    def _check(self, items: Sequence[StepItem]) -> None:
+        if len({item.sequence for item in items}) < len(items):
+            raise InvalidRequest("a sequence is twice in one step; merge its tokens into one item")
+        for item in items:
+            self._check_item(item)
+        needed = sum(self._pages.pages_needed(item.sequence, len(item.tokens)) for item in items)
+        if needed > self._pages.free_pages:
+            raise Overloaded(
+                f"the step needs {needed} KV pages and {self.free_pages} of {self.total_pages} are free; "
+                "close or truncate sequences, or raise kv_cache_tokens"
+            )
+
+    def _check_item(self, item: StepItem) -> None:
+        name = f"sequence {item.sequence}"
+        limit = self.model.vocabulary_size
+        if not 0 <= item.draft < len(item.tokens):
+            raise InvalidRequest(f"{name}: {len(item.tokens)} tokens with {item.draft} drafted; one must be no draft")
+        if not 0 <= min(item.tokens) <= max(item.tokens) < limit:
+            raise InvalidRequest(f"{name}: token ids must be from 0 to {limit - 1}")
+        end = self._pages.length(item.sequence) + len(item.tokens)
+        if end > self.model.context_length:
+            raise PromptTooLong(f"{name}: {end} tokens do not fit the model's context of {self.model.context_length}")
+        if not item.sample or item.want_q:
+            if item.draft:
+                raise InvalidRequest(f"{name}: drafted tokens need sample=True and want_q=False")
+        elif item.draft and not item.sampling.match_rule:
+            self._check_q(item, name)
+
+    def _check_q(self, item: StepItem, name: str) -> None:
+        q = item.q or ()
+        if len(q) != item.draft:
+            raise InvalidRequest(f"{name}: {item.draft} drafted tokens need as many distributions q, not {len(q)}")
+        for entry in q:
+            if len(entry.token_ids) != len(entry.probabilities):
+                raise InvalidRequest(
+                    f"{name}: q has {len(entry.token_ids)} ids and {len(entry.probabilities)} probabilities"
+                )
+            if any(not 0 <= token < self.model.vocabulary_size for token in entry.token_ids):
+                raise InvalidRequest(f"{name}: token ids of q must be from 0 to {self.model.vocabulary_size - 1}")

@@ -1,0 +1,67 @@
+"""The tensors behind the page table: one pool of keys and one of values per layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from specfleet.engine.pages import PAGE_SIZE
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """Keys and values of one attention layer."""
+
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+
+
+class KVPool:
+    """Keys and values of `pages` pages for each layer, shape (pages, 16, kv_heads, dim). A *slot* is a token's place:
+    page * 16 + offset."""
+
+    def __init__(self, layers: Sequence[LayerShape], pages: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.pages = pages
+
+        def make(heads: int, dim: int) -> torch.Tensor:
+            return _zeros((pages, PAGE_SIZE, heads, dim), dtype, device)
+
+        self.keys = [make(layer.kv_heads, layer.key_dim) for layer in layers]
+        self.values = [make(layer.kv_heads, layer.value_dim) for layer in layers]
+
+    @property
+    def bytes(self) -> int:
+        return sum(pool.numel() * pool.element_size() for pool in [*self.keys, *self.values])
+
+    def write(self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Put `keys` and `values`, each (tokens, kv_heads, dim), into `slots`, int64 (tokens,)."""
+        self.keys[layer].flatten(0, 1).index_copy_(0, slots, keys)
+        self.values[layer].flatten(0, 1).index_copy_(0, slots, values)
+
+    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy whole pages, (source, destination) each, in every layer."""
+        if not pairs:
+            return
+        source = torch.tensor([pair[0] for pair in pairs], device=self.keys[0].device)
+        destination = torch.tensor([pair[1] for pair in pairs], device=self.keys[0].device)
+        for pool in [*self.keys, *self.values]:
+            pool[destination] = pool[source]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros and not just any memory: a masked slot that was never written still meets the softmax, and 0 * NaN is NaN.
+
+    On the CPU from numpy, whose zeros the system hands out only when they are first touched, aligned to cache lines: a
+    large pool then costs only what is used of it.
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    size = math.prod(shape) * dtype.itemsize
+    raw = np.zeros(size + 64, dtype=np.uint8)
+    first = -raw.ctypes.data % 64
+    return torch.from_numpy(raw[first : first + size]).view(dtype).view(shape)

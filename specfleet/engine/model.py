@@ -1,0 +1,241 @@
+"""Loading a causal language model: Hugging Face's own, with our attention in place of its own, or one clear error."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from specfleet.core.errors import ConfigurationError, ModelLoadError
+from specfleet.engine import attention
+from specfleet.engine.attention import AttentionCall, AttentionContext
+from specfleet.engine.batch import Span, StepBatch
+from specfleet.engine.kv_pool import KVPool, LayerShape
+
+_PROBE_TOKENS = 24
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model that the engine can run."""
+
+    module: Any
+    """transformers' model, in evaluation mode, with our attention."""
+    name: str
+    device: torch.device
+    dtype: torch.dtype
+    backend: str
+    layers: tuple[LayerShape, ...]
+    vocabulary_size: int
+    context_length: int
+    eos_token_ids: tuple[int, ...]
+    parameters: int
+
+    def __call__(self, context: AttentionContext) -> torch.Tensor:
+        """Logits of the batch's wanted rows, float32 (rows, vocabulary)."""
+        return run(self.module, context)
+
+
+def load(model: str, device: str = "cpu", dtype: str = "auto", backend: str = "auto") -> LoadedModel:
+    """Load a folder or a Hugging Face id onto `device`.
+
+    `dtype`: float32, bfloat16, float16, or auto (float32 on the CPU, else what the checkpoint says). `backend`: sdpa, varlen,
+    or auto (varlen where it runs). Raises ModelLoadError or ConfigurationError, naming the value and the way out.
+    """
+    place = resolve_device(device)
+    source = resolve_source(model)
+    with _quiet():
+        module = _load_module(model, source, _resolve_dtype(dtype, place)).to(place).eval().requires_grad_(False)
+    attention.register()
+    backend, calls = _adapt(module, model, backend, place)
+    config = module.config.get_text_config()
+    return LoadedModel(
+        module=module,
+        name=model,
+        device=place,
+        dtype=module.dtype,
+        backend=backend,
+        layers=tuple(call.shape for call in calls),
+        vocabulary_size=config.vocab_size,
+        context_length=_context_length(config),
+        eos_token_ids=_eos_token_ids(module),
+        parameters=sum(parameter.numel() for parameter in module.parameters()),
+    )
+
+
+@torch.inference_mode()
+def run(module: Any, context: AttentionContext) -> torch.Tensor:
+    """One forward pass over a packed batch: float32 (wanted rows, vocabulary)."""
+    batch = context.batch
+    output = module(
+        input_ids=batch.token_ids,
+        position_ids=batch.position_ids,
+        use_cache=False,
+        logits_to_keep=batch.logit_rows,
+        specfleet=context,
+    )
+    return output.logits[0].float()
+
+
+def resolve_device(device: str) -> torch.device:
+    """The device, or ConfigurationError if this machine does not have it."""
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise ConfigurationError(f"device {device!r} is unknown; use cpu, cuda or cuda:N") from None
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError(
+            f"device {device!r}: torch {torch.__version__} finds no CUDA GPU here; use --device cpu"
+        )
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise ConfigurationError(
+            f"device {device!r}: this machine has {torch.cuda.device_count()} GPUs, counted from 0"
+        )
+    return place
+
+
+def resolve_source(model: str) -> str:
+    """A local folder that exists, or a Hugging Face id. A path that does not exist is an error here and never becomes
+    a request to the hub."""
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelLoadError(
+                f"model {model!r} is a folder without config.json; give a folder saved by save_pretrained"
+            )
+        return str(path)
+    if path.exists():
+        raise ModelLoadError(f"model {model!r} is a file; give the folder that holds config.json and the weights")
+    if model.startswith((".", "~", os.sep)) or not _HUB_ID.fullmatch(model):
+        raise ModelLoadError(
+            f"model path {model!r} does not exist; give a folder with config.json, or a Hugging Face id"
+        )
+    return model
+
+
+def _resolve_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
+    if dtype == "auto":
+        return torch.float32 if device.type == "cpu" else "auto"
+    if dtype not in _DTYPES:
+        raise ConfigurationError(f"dtype {dtype!r} is unknown; choose auto, {', '.join(_DTYPES)}")
+    return _DTYPES[dtype]
+
+
+def _load_module(model: str, source: str, dtype: torch.dtype | str) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(source)
+        return AutoModelForCausalLM.from_pretrained(source, config=config, dtype=dtype)
+    except ConfigurationError:
+        raise
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError, ImportError, safetensors' own, ...
+        first_line = str(error).strip().split("\n", 1)[0]
+        where = "" if Path(source).is_dir() else " (not a folder here, so it was looked for on the Hugging Face hub)"
+        raise ModelLoadError(f"model {model!r}{where} cannot be loaded: {first_line}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers' warnings and progress bars off, and back to what they were."""
+    log = transformers.utils.logging
+    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(verbosity)
+        if bars:
+            log.enable_progress_bar()
+
+
+def _context_length(config: Any) -> int:
+    for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
+        if getattr(config, name, None):
+            return int(getattr(config, name))
+    raise ModelLoadError(f"{type(config).__name__} does not say how long a context the model takes")
+
+
+def _eos_token_ids(module: Any) -> tuple[int, ...]:
+    for holder in (module.generation_config, module.config.get_text_config()):
+        ids = getattr(holder, "eos_token_id", None)
+        if ids is not None:
+            return tuple(ids) if isinstance(ids, list | tuple) else (int(ids),)
+    return ()
+
+
+# Our attention in place of the model's own ---------------------------------------------------------------------------
+
+
+def _adapt(module: Any, model: str, backend: str, device: torch.device) -> tuple[str, list[AttentionCall]]:
+    """Switch `module` to our attention and make sure that it computes the same; the back end chosen, and a trace of the
+    attention calls in order of layers."""
+    choices = [backend] if backend != "auto" else (["varlen", "sdpa"] if device.type == "cuda" else ["sdpa"])
+    if backend != "auto":
+        attention.check_backend(backend, device)
+    tokens = [(7919 * i + 11) % module.config.get_text_config().vocab_size for i in range(_PROBE_TOKENS)]
+    batch = StepBatch([Span(tokens=tokens, start=0, pages=[1, 0], rows=_PROBE_TOKENS)], device)
+    with torch.inference_mode():
+        expected = module(input_ids=batch.token_ids, use_cache=False).logits[0].float()
+    module.config._attn_implementation = attention.NAME
+    module.config.get_text_config()._attn_implementation = attention.NAME
+    calls = _trace(module, batch)
+    _check_windows(module, calls)
+    for choice in choices:
+        try:
+            attention.check_backend(choice, device)
+            pool = KVPool([call.shape for call in calls], 2, module.dtype, device)
+            found = run(module, AttentionContext(batch, pool, choice))
+        except (RuntimeError, ConfigurationError):
+            if choice == choices[-1]:
+                raise
+            continue
+        _check_same(module, model, expected, found)
+        return choice, calls
+    raise AssertionError("unreachable")
+
+
+def _trace(module: Any, batch: StepBatch) -> list[AttentionCall]:
+    """Which layers call our attention, and how. Raises ModelLoadError unless each does so exactly once."""
+    calls: list[AttentionCall] = []
+    run(module, AttentionContext(batch, None, trace=calls))
+    layers = module.config.get_text_config().num_hidden_layers
+    if sorted(call.layer for call in calls) != list(range(layers)):
+        raise ModelLoadError(
+            f"{type(module).__name__} is not supported: {len(calls)} attention calls in {layers} layers, where every layer "
+            "has to call transformers' attention interface once"
+        )
+    return sorted(calls, key=lambda call: call.layer)
+
+
+def _check_windows(module: Any, calls: list[AttentionCall]) -> None:
+    """What each layer asks for must be what the configuration says: the probe is too short to see a window."""
+    config = module.config.get_text_config()
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    types = getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"] * len(calls)
+    for call, kind in zip(calls, types, strict=True):
+        wanted = {"sliding_attention": window, "full_attention": None}
+        if kind not in wanted or call.window != wanted[kind]:
+            raise ModelLoadError(
+                f"{type(module).__name__} is not supported: layer {call.layer} is {kind} and asks for window {call.window}"
+            )
+
+
+def _check_same(module: Any, model: str, expected: torch.Tensor, found: torch.Tensor) -> None:
+    """Compare with the stock model: catches attention biases (ALiBi) and whatever else never reaches the interface."""
+    tolerance = 1e-4 if module.dtype == torch.float32 else 0.05
+    difference = float((expected - found).abs().mean() / expected.std().clamp_min(1e-6))
+    if not difference <= tolerance:
+        raise ModelLoadError(
+            f"model {model!r} ({type(module).__name__}) is not supported: with paged attention its logits differ from its "
+            f"own by {difference:.2g} standard deviations, at most {tolerance:g} is allowed"
+        )
