@@ -178,17 +178,17 @@ class DraftBatcher:
             del line.held[keep:]
 
     def _make_room(self) -> None:
-        """No job fits: the line that holds most without a job of its own is forgotten, else the youngest job waits."""
+        """No job fits. Whoever holds most gives way to the job that came first, those without a job before the others. Where
+        nobody else holds anything, the job is larger than the draft model's whole cache: it ends with what it has."""
+        first = self._jobs[0]
         busy = {job.line.sequence for job in self._jobs}
-        idle = [line for line in self._lines.values() if line.sequence not in busy]
-        if idle:
-            self._forget(max(idle, key=lambda line: len(line.held)))
+        others = [line for line in self._lines.values() if line.held and line is not first.line]
+        if others:
+            self._forget(max(others, key=lambda line: (line.sequence not in busy, len(line.held))))
             return
-        youngest = self._jobs[-1]
-        if len(self._jobs) == 1:
-            # Not even one text fits the draft model's cache: there is nothing to guess with.
-            youngest.done.set_result(youngest.guesses)
-        self._forget(youngest.line)
+        self._forget(first.line)
+        if not first.done.done():
+            first.done.set_result(first.guesses)
 
     def _forget(self, line: Line) -> None:
         if line.opened:

@@ -43,8 +43,9 @@ class NgramDrafting:
         """What followed the last earlier occurrence of the longest phrase the text ends in."""
         self._index(text)
         for size in range(LONGEST, SHORTEST - 1, -1):
-            end = self._ends[size].get(tuple(text[-size:])) if len(text) >= size else None
-            if end is not None:
+            end = self._ends[size].get(tuple(text[-size:]), len(text)) if len(text) >= size else len(text)
+            # What was indexed before a rollback may lie beyond the text's present end.
+            if end < len(text):
                 return self._continue(text, end, count)
         return []
 

@@ -1,0 +1,1 @@
+"""What tests share: a fake engine, fake transports, real daemons on port 0."""

@@ -1,0 +1,103 @@
+"""A fake engine with exact page counts and a text that depends on everything before: no torch, instant, reproducible."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import Callable, Sequence
+
+from specfleet.core.errors import InternalError
+from specfleet.core.step import DraftDistribution, StepItem, StepResult
+
+VOCABULARY = 50
+Rule = Callable[[Sequence[int]], int]
+
+
+def target_rule(text: Sequence[int]) -> int:
+    """The next token after `text`, depending on its length and last tokens."""
+    return zlib.crc32(bytes(f"{len(text)} {list(text[-3:])}", "ascii")) % VOCABULARY
+
+
+def drafter_rule(rightness: int) -> Rule:
+    """A drafter that is right about `rightness` times in ten."""
+
+    def rule(text: Sequence[int]) -> int:
+        token = target_rule(text)
+        lucky = zlib.crc32(bytes(f"luck {len(text)} {text[-1]}", "ascii")) % 10 < rightness
+        return token if lucky else (token + 1) % VOCABULARY
+
+    return rule
+
+
+def reference(prompt: Sequence[int], count: int, ends: Sequence[int] = ()) -> list[int]:
+    """What the target alone would write: `count` tokens behind `prompt`, ending early at one of `ends`."""
+    text = list(prompt)
+    while len(text) < len(prompt) + count:
+        text.append(target_rule(text))
+        if text[-1] in ends:
+            break
+    return text[len(prompt) :]
+
+
+class FakeEngine:
+    """Implements specfleet.core.step.Engine over a rule. Refuses what a real one could not do."""
+
+    def __init__(self, rule: Rule = target_rule, pages: int = 1000, page_size: int = 16, delay: float = 0.0) -> None:
+        self.rule = rule
+        self.page_size = page_size
+        self.total_pages = pages
+        self.delay = delay
+        self.texts: dict[int, list[int]] = {}
+        self.steps: list[list[StepItem]] = []
+        self.fail_next: Exception | None = None
+
+    @property
+    def free_pages(self) -> int:
+        return self.total_pages - sum(self._pages(len(text)) for text in self.texts.values())
+
+    def open(self, sequence: int, tokens: Sequence[int]) -> int:
+        assert tokens and sequence not in self.texts
+        self.texts[sequence] = []
+        return 0
+
+    def truncate(self, sequence: int, length: int) -> None:
+        assert 0 <= length <= len(self.texts[sequence])
+        del self.texts[sequence][length:]
+
+    def close(self, sequence: int) -> None:
+        del self.texts[sequence]
+
+    async def step(self, items: Sequence[StepItem]) -> list[StepResult]:
+        if self.fail_next is not None:
+            error, self.fail_next = self.fail_next, None
+            raise error
+        assert len({item.sequence for item in items}) == len(items), "a sequence twice in a step"
+        needed = sum(
+            self._pages(len(self.texts[item.sequence]) + len(item.tokens)) - self._pages(len(self.texts[item.sequence]))
+            for item in items
+        )
+        if needed > self.free_pages:
+            raise InternalError(f"{needed} pages needed, {self.free_pages} free")
+        self.steps.append(list(items))
+        await asyncio.sleep(self.delay)
+        return [self._one(item) for item in items]
+
+    def _one(self, item: StepItem) -> StepResult:
+        text = self.texts[item.sequence]
+        fed = item.tokens[: len(item.tokens) - item.draft]
+        assert fed, "the last known token is fed in every step"
+        text.extend(fed)
+        if not item.sample:
+            return StepResult()
+        accepted: list[int] = []
+        for guess in item.tokens[len(fed) :]:
+            if guess != self.rule(text):
+                break
+            text.append(guess)
+            accepted.append(guess)
+        own = self.rule(text)
+        q = DraftDistribution((own,), (1.0,)) if item.want_q else None
+        return StepResult(len(accepted), (*accepted, own), q=q)
+
+    def _pages(self, tokens: int) -> int:
+        return -(-tokens // self.page_size)

@@ -1,0 +1,87 @@
+"""Verify streams in memory: a drafter's end and a verifier's end over two queues."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from specfleet.core.errors import SpecfleetError
+from specfleet.core.protocol import ServerStream, VerifyRequest, VerifyResponse
+from specfleet.core.types import Load, ModelInfo
+
+
+class Backend(Protocol):
+    async def serve(self, stream: ServerStream, peer: str) -> None: ...
+
+    def model(self) -> ModelInfo: ...
+
+    def load(self) -> Load: ...
+
+
+class MemoryStream:
+    """Both ends of one stream; the server's end runs as a task."""
+
+    def __init__(self) -> None:
+        self.up: asyncio.Queue[VerifyRequest | None] = asyncio.Queue()
+        self.down: asyncio.Queue[VerifyResponse | SpecfleetError | None] = asyncio.Queue()
+        self.server: asyncio.Task[None] | None = None
+
+    async def send(self, message: VerifyRequest) -> None:
+        self.up.put_nowait(message)
+
+    async def receive(self) -> VerifyResponse | None:
+        message = await self.down.get()
+        if isinstance(message, SpecfleetError):
+            raise message
+        return message
+
+    def cancel(self) -> None:
+        if self.server is not None:
+            self.server.cancel()
+
+
+class _ServerEnd:
+    def __init__(self, stream: MemoryStream) -> None:
+        self._stream = stream
+
+    async def receive(self) -> VerifyRequest | None:
+        return await self._stream.up.get()
+
+    async def send(self, message: VerifyResponse) -> None:
+        self._stream.down.put_nowait(message)
+
+
+class MemoryConnection:
+    """VerifierConnection to a backend in the same process."""
+
+    target = "memory"
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self.streams: list[MemoryStream] = []
+
+    async def verify(self) -> MemoryStream:
+        stream = MemoryStream()
+        stream.server = asyncio.create_task(self._serve(stream))
+        self.streams.append(stream)
+        return stream
+
+    async def _serve(self, stream: MemoryStream) -> None:
+        try:
+            await self.backend.serve(_ServerEnd(stream), "memory")
+            stream.down.put_nowait(None)
+        except SpecfleetError as error:
+            stream.down.put_nowait(error)
+
+    async def model(self) -> ModelInfo:
+        return self.backend.model()
+
+    async def load(self) -> Load:
+        return self.backend.load()
+
+    async def tokenizer_files(self) -> dict[str, bytes]:
+        return {}
+
+    async def close(self) -> None:
+        for stream in self.streams:
+            stream.cancel()
