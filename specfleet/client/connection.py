@@ -60,7 +60,7 @@ class Connection:
         """When a generation last failed here, in `time.perf_counter` seconds."""
 
     async def generate(self, request: GenerationRequest, *, connect_within: float, within: float) -> GenerateCall:
-        """Begin a generation that must end `within` so many seconds. Raises ConnectionError_ when nothing accepts the connection."""
+        """Begin a generation that ends `within` so many seconds. Raises ConnectionError_ when nothing listens."""
         channel = await self._connected(connect_within)
         stub: Any = generation_pb2_grpc.GenerationServiceStub(channel)
         call = stub.Generate(

@@ -2,3 +2,10 @@
 
 Shared by drafter and verifier. Needs `tokenizers` and `jinja2`; neither torch nor transformers.
 """
+
+from specfleet.text.detokenizer import Detokenizer
+from specfleet.text.generator import TextGenerator, TokenSource
+from specfleet.text.stop import StopStrings
+from specfleet.text.tokenizer import Tokenizer
+
+__all__ = ["Detokenizer", "StopStrings", "TextGenerator", "TokenSource", "Tokenizer"]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
-
 import grpc
 import grpc.aio
 
+from specfleet.core.address import is_address
 from specfleet.core.errors import ConfigurationError
 
 MAX_MESSAGE_BYTES = 8 * 1024 * 1024
@@ -27,13 +26,10 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.use_local_subchannel_pool", 1),
 )
 
-_TARGET = re.compile(r"^(?P<host>\[[0-9a-fA-F:.]+\]|[^:\[\]/\s]+):(?P<port>\d{1,5})$")
-
 
 def check_target(target: str) -> str:
     """`target` as HOST:PORT, or a ConfigurationError that says what it should look like."""
-    found = _TARGET.match(target)
-    if found is None or not 0 <= int(found["port"]) <= 65535:
+    if not is_address(target):
         raise ConfigurationError(f"address {target!r} is not HOST:PORT with a port from 0 to 65535; try localhost:7700")
     return target
 

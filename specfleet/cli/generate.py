@@ -1,0 +1,67 @@
+"""`specfleet generate`: one completion, streamed as it arrives, or as one JSON object."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import click
+
+from specfleet.cli.server import connect, sampling, sampling_options, server_options
+from specfleet.client import Stream
+
+
+@click.command("generate")
+@click.argument("prompt")
+@server_options
+@sampling_options
+@click.option("--chat", is_flag=True, help="PROMPT is a user's message; apply the model's chat template.")
+@click.option("--logprobs", is_flag=True, help="Log-probability of each token; shown with --json.")
+@click.option("--slo", default="", metavar="CLASS", help="Service class.")
+@click.option("--model", default="", metavar="NAME", help="Refuse to be served by another model.")
+@click.option("--json", "as_json", is_flag=True, help="Print one object at the end instead of the text.")
+def command(prompt: str, chat: bool, slo: str, model: str, as_json: bool, **flags: Any) -> None:
+    """Complete PROMPT ("-" reads it from standard input).
+
+    \b
+    specfleet generate "Once upon a time" --max-tokens 64
+    specfleet generate "2 + 2 =" --temperature 0 --json
+    specfleet generate --chat "Why is the sky blue?" --server edge-7:7700 --stop "\\n\\n"
+    git diff | specfleet generate - --seed 7
+
+    Times in --json: ttft_s from sending to the first token; tpot_s = (total - ttft) / (n - 1).
+    """
+    if prompt == "-":
+        prompt = sys.stdin.read()
+    messages = [{"role": "user", "content": prompt}] if chat else None
+    with connect(flags) as client:
+        stream = client.stream(
+            None if chat else prompt,
+            messages=messages,
+            model=model,
+            service_class=slo,
+            **sampling(flags),
+        )
+        with stream:
+            _print_json(stream) if as_json else _print_text(stream)
+
+
+def _print_text(stream: Stream) -> None:
+    try:
+        for event in stream:
+            click.echo(event.text, nl=False)
+    finally:
+        if stream.token_ids:
+            click.echo()
+
+
+def _print_json(stream: Stream) -> None:
+    """The object comes also when the generation fails or is interrupted midway; finish_reason says so."""
+    try:
+        for _ in stream:
+            pass
+    finally:
+        stream.cancel()
+        if stream.token_ids:
+            click.echo(json.dumps(stream.reply.to_dict(), ensure_ascii=False))

@@ -1,0 +1,87 @@
+"""What `generate` and `chat` share: which server, which sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from specfleet.client import Client
+from specfleet.core.errors import ConfigurationError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "logprobs")
+
+
+def server_options(function: F) -> F:
+    """--server, --timeout, --token, --tls-ca, --insecure."""
+    for option in reversed(
+        (
+            click.option(
+                "--server",
+                "servers",
+                multiple=True,
+                metavar="HOST:PORT",
+                envvar="SPECFLEET_SERVER",
+                default=("127.0.0.1:7700",),
+                show_default=True,
+                help="A drafter, or a verifier; repeat it to have others to turn to.",
+            ),
+            click.option(
+                "--timeout", type=float, metavar="SECONDS", default=300.0, show_default=True, help="For one reply."
+            ),
+            click.option(
+                "--token", envvar="SPECFLEET_TOKEN", metavar="TEXT", help="Bearer token; better in SPECFLEET_TOKEN."
+            ),
+            click.option("--tls-ca", metavar="FILE", help="Root certificates (PEM); turns TLS on."),
+            click.option("--insecure", is_flag=True, help="Send the token without TLS to another machine."),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def sampling_options(function: F) -> F:
+    """The fields of SamplingParams; their limits are checked there."""
+    for option in reversed(
+        (
+            click.option("--max-tokens", type=int, metavar="N", help="Most tokens to generate.  [default 128]"),
+            click.option("--temperature", type=float, metavar="X", help="0 takes the likeliest token.  [default 1]"),
+            click.option("--top-p", type=float, metavar="X", help="Keep the likeliest tokens up to this probability."),
+            click.option("--top-k", type=int, metavar="N", help="Keep the N likeliest tokens; 0 keeps all."),
+            click.option("--min-p", type=float, metavar="X", help="Drop tokens below this share of the likeliest."),
+            click.option(
+                "--seed", type=int, metavar="N", help="Make the text a function of prompt, parameters and seed."
+            ),
+            click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; repeatable."),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def connect(flags: dict[str, Any]) -> Client:
+    """Takes what `server_options` gave out of `flags`. Raises ConfigurationError."""
+    certificates = flags.pop("tls_ca")
+    return Client(
+        flags.pop("servers"),
+        timeout=flags.pop("timeout"),
+        token=flags.pop("token"),
+        root_certificates=_read(certificates) if certificates else None,
+        insecure=flags.pop("insecure"),
+    )
+
+
+def sampling(flags: dict[str, Any]) -> dict[str, Any]:
+    """The sampling parameters that were said."""
+    return {name: value for name in SAMPLING if (value := flags.get(name)) not in (None, (), False)}
+
+
+def _read(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"--tls-ca: cannot read {path}: {error.strerror}") from error
