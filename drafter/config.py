@@ -28,7 +28,7 @@ class DrafterConfig(BaseModel):
     """CPU threads of the draft model; small models are fastest with one. 0 takes all cores."""
     kv_cache_tokens: Annotated[int, Field(ge=64)] = 16384
     """Tokens the draft model's KV cache holds, over all users."""
-    connect_seconds: Annotated[float, Field(gt=0)] = 10.0
+    connect_seconds: Annotated[float, Field(gt=0)] = 30.0
     """How long to wait for the verifier at the start."""
     drain_seconds: Annotated[float, Field(ge=0)] = 5.0
     """How long running generations may go on after SIGTERM."""

@@ -91,15 +91,15 @@ def _speculator(config: DrafterConfig, stack: AsyncExitStack) -> Speculator:
         return Ngram()
     # Imported here: an n-gram drafter needs no torch, neither installed nor in memory.
     from drafter.speculators.model import Model
-    from specfleet.engine import Engine, EngineConfig
+    from specfleet.engine import EngineConfig, TorchEngine
 
-    engine = Engine(
+    engine = TorchEngine(
         EngineConfig(
             model=config.model,
             device=config.device,
             dtype=config.dtype,
             kv_cache_tokens=config.kv_cache_tokens,
-            threads=config.threads,
+            threads=config.threads or None,
         )
     )
     stack.callback(engine.shutdown)
@@ -107,7 +107,7 @@ def _speculator(config: DrafterConfig, stack: AsyncExitStack) -> Speculator:
     task = asyncio.create_task(batcher.run())
     task.add_done_callback(_batcher_ended)
     stack.callback(task.cancel)
-    return Model(batcher, engine.context_length)
+    return Model(batcher, engine.model.context_length)
 
 
 def _batcher_ended(task: asyncio.Task[None]) -> None:

@@ -10,9 +10,7 @@ import numpy as np
 from scheduler import batching, speculation
 from scheduler.budget import StepBudget, pages
 from scheduler.types import ItemOutcome, Outcome, Plan, SessionRecord
-from specfleet.core.types import Grant, Mode
-
-LOCAL = Grant(Mode.LOCAL)
+from specfleet.core.types import LOCAL, Grant, Mode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from specfleet.core.types import Grant, Mode
+from specfleet.core.types import LOCAL, Grant
 
 
 @dataclass(slots=True)
@@ -24,7 +24,7 @@ class SessionRecord:
     opened_at: float
     ready_at: float
     """Since when it waits for a step: the order of first come, first served."""
-    grant: Grant = Grant(Mode.LOCAL)
+    grant: Grant = LOCAL
     drafted: int = 0
     """Drafted tokens that wait to be verified."""
     draft_complete: bool = False

@@ -18,7 +18,7 @@ from specfleet.core.config import describe
 from specfleet.core.errors import InternalError
 from specfleet.core.signals import stop_requested
 from specfleet.core.types import ModelInfo
-from specfleet.engine import Engine, EngineConfig
+from specfleet.engine import EngineConfig, TorchEngine
 from specfleet.observability import log as logs
 from specfleet.observability.grpc_server import GrpcServerMetrics
 from specfleet.observability.registry import MetricsServer
@@ -73,20 +73,20 @@ async def _serve(config: VerifierConfig) -> int:
     return 0
 
 
-def _engine(config: VerifierConfig) -> Engine:
-    return Engine(
+def _engine(config: VerifierConfig) -> TorchEngine:
+    return TorchEngine(
         EngineConfig(
             model=config.model,
             device=config.device,
             dtype=config.dtype,
             kv_cache_tokens=config.kv_cache_tokens,
-            threads=config.threads,
+            threads=config.threads or None,
             seed=config.seed,
         )
     )
 
 
-def _scheduler_config(config: VerifierConfig, engine: Engine) -> SchedulerConfig:
+def _scheduler_config(config: VerifierConfig, engine: TorchEngine) -> SchedulerConfig:
     return SchedulerConfig(
         speculation=config.speculation,
         batching=config.batching,
@@ -98,15 +98,15 @@ def _scheduler_config(config: VerifierConfig, engine: Engine) -> SchedulerConfig
 
 
 def _verifier(
-    config: VerifierConfig, loop: BatchLoop, engine: Engine, tokenizer: Tokenizer, observer: VerifierMetrics
+    config: VerifierConfig, loop: BatchLoop, engine: TorchEngine, tokenizer: Tokenizer, observer: VerifierMetrics
 ) -> Verifier:
     vocabulary = tokenizer.vocabulary()
     model = ModelInfo(
         name=config.name or Path(config.model).name,
-        vocabulary_size=engine.vocabulary_size,
+        vocabulary_size=engine.model.vocabulary_size,
         vocabulary_digest=vocabulary.digest(),
-        context_length=engine.context_length,
-        eos_token_ids=engine.eos_token_ids,
+        context_length=engine.model.context_length,
+        eos_token_ids=engine.model.eos_token_ids,
         software=f"specfleet {metadata.version('specfleet')}",
         policy=config.speculation,
     )
@@ -129,7 +129,7 @@ def _metrics(config: VerifierConfig, registry: CollectorRegistry, stack: AsyncEx
 class _Gauges:
     """What the loop and the engine know at the moment of a scrape."""
 
-    def __init__(self, loop: BatchLoop, engine: Engine) -> None:
+    def __init__(self, loop: BatchLoop, engine: TorchEngine) -> None:
         self._loop = loop
         self._engine = engine
 
@@ -141,7 +141,9 @@ class _Gauges:
         return {"prefill": self._loop.prefilling}
 
     def kv_pages(self) -> dict[str, int]:
-        return self._engine.page_counts()
+        free, cached = self._engine.free_pages, self._engine.cached_pages
+        return {"used": self._engine.used_pages, "cached": cached, "free": free - cached}
 
     def prefix_cache(self) -> tuple[int, int]:
-        return self._engine.prefix_queries, self._engine.prefix_hits
+        counters = self._engine.page_counters
+        return counters.prefix_queries, counters.prefix_hits

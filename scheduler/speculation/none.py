@@ -6,9 +6,7 @@ import numpy as np
 
 from scheduler.types import ItemOutcome, SessionRecord
 from specfleet.core.errors import ConfigurationError
-from specfleet.core.types import Grant, Mode
-
-LOCAL = Grant(Mode.LOCAL)
+from specfleet.core.types import LOCAL, Grant
 
 
 class TargetOnly:

@@ -77,7 +77,9 @@ def connect(flags: dict[str, Any]) -> Client:
 
 def sampling(flags: dict[str, Any]) -> dict[str, Any]:
     """The sampling parameters that were said."""
-    return {name: value for name in SAMPLING if (value := flags.get(name)) not in (None, (), False)}
+    said = {name: flags.get(name) for name in SAMPLING}
+    # By identity: 0 is something that was said, though it equals False.
+    return {name: value for name, value in said.items() if value is not None and value is not False and value != ()}
 
 
 def _read(path: str) -> bytes:

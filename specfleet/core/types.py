@@ -42,6 +42,10 @@ class Grant:
     length: int = 0
 
 
+LOCAL = Grant(Mode.LOCAL)
+"""The grant that asks for no draft."""
+
+
 class FinishReason(enum.Enum):
     STOP = "stop"
     LENGTH = "length"
@@ -89,7 +93,7 @@ class SamplingParams:
     MAX_STOP_STRINGS = 16
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
+        object.__setattr__(self, "stop", tuple(self.stop))
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
         self._check()
 
