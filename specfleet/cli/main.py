@@ -13,6 +13,7 @@ from importlib import import_module
 
 import click
 
+from specfleet import __version__
 from specfleet.core.errors import ConfigurationError, SpecfleetError
 
 INTERRUPTED = 130
@@ -63,7 +64,7 @@ class LazyGroup(click.Group):
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="specfleet", message="%(package)s %(version)s")
+@click.version_option(__version__, message="specfleet %(version)s")
 def specfleet() -> None:
     """One GPU serves many users whose own machines draft: lossless distributed speculative decoding.
 

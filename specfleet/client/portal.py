@@ -32,18 +32,12 @@ class Portal:
             raise
 
     def stop(self) -> None:
-        """Cancel what runs, and end the thread. Waits two seconds at most, so that a program always exits."""
-        asyncio.run_coroutine_threadsafe(_cancel_others(), self._loop).add_done_callback(
-            lambda _: self._loop.call_soon_threadsafe(self._loop.stop)
-        )
+        """End the thread, at interpreter exit. Waits two seconds at most, so that a program always exits.
+
+        Nothing is cancelled: only daemon threads can still be waiting, and an error there would be noise.
+        """
+        self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=2.0)
-
-
-async def _cancel_others() -> None:
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in others:
-        task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)
 
 
 _lock = threading.Lock()

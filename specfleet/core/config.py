@@ -40,6 +40,8 @@ from specfleet.core.errors import ConfigurationError
 SECTIONS = ("verifier", "drafter")
 """Tables that a configuration file may hold, so that one file can serve a whole machine."""
 PREFIX = "SPECFLEET_"
+_NUMBER = ".15g"
+"""Limits are shown as they were written: 1 and not 1.0, 16384 and not 1.6e4."""
 
 _SERVICE_LINK = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)$")
 """Kubernetes puts such variables into every container for each service: SPECFLEET_VERIFIER_PORT=tcp://… for a service
@@ -203,13 +205,13 @@ def _limit(error: Mapping[str, Any]) -> str:
     context = error.get("ctx", {})
     match error["type"]:
         case "greater_than_equal":
-            return f"at least {context['ge']}"
+            return f"at least {context['ge']:{_NUMBER}}"
         case "greater_than":
-            return f"above {context['gt']}"
+            return f"above {context['gt']:{_NUMBER}}"
         case "less_than_equal":
-            return f"at most {context['le']}"
+            return f"at most {context['le']:{_NUMBER}}"
         case "less_than":
-            return f"below {context['lt']}"
+            return f"below {context['lt']:{_NUMBER}}"
         case "literal_error" | "enum":
             return f"one of {context['expected']}"
         case "value_error" | "assertion_error":

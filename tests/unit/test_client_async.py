@@ -13,7 +13,6 @@ from typing import Any
 
 import grpc.aio
 import pytest
-from support.generation import KINDS, Counter, serving, serving_process, text_of
 
 from specfleet import (
     AsyncClient,
@@ -33,6 +32,7 @@ from specfleet import (
 from specfleet.core.generation import Event, GenerationRequest, Started
 from specfleet.v1 import generation_pb2_grpc
 from specfleet.wire.generation import GenerationService
+from support.generation import KINDS, Counter, serving, serving_process, text_of
 
 pytestmark = pytest.mark.asyncio
 
@@ -59,22 +59,22 @@ async def test_a_reply_has_everything() -> None:
         reply = await client.generate("once", SamplingParams(max_tokens=5, logprobs=True), service_class="gold")
 
     assert text_of(5) + "!" == reply.text
-    assert (0, 1, 2, 3, 4) == reply.token_ids
+    assert reply.token_ids == (0, 1, 2, 3, 4)
     assert (FinishReason.LENGTH, Usage(4, 5, 1)) == (reply.finish_reason, reply.usage)
-    assert (1, 4, 3, 0) == (
+    assert (
         reply.speculation.rounds,
         reply.speculation.drafted,
         reply.speculation.accepted,
         reply.speculation.resumes,
-    )
-    assert (0.0, -1.0, -2.0, -3.0, -4.0) == reply.logprobs
-    assert ("counting", "fixed:4", "fake verifier", "counter") == (
+    ) == (1, 4, 3, 0)
+    assert reply.logprobs == (0.0, -1.0, -2.0, -3.0, -4.0)
+    assert (
         reply.server.model,
         reply.server.policy,
         reply.server.verifier,
         reply.server.drafter,
-    )
-    assert "gold" == counter.requests[0].service_class
+    ) == ("counting", "fixed:4", "fake verifier", "counter")
+    assert counter.requests[0].service_class == "gold"
     assert reply.server.request_id == counter.requests[0].request_id != ""
 
 
@@ -83,10 +83,10 @@ async def test_reply_as_json_has_the_documented_fields() -> None:
     async with serving(Counter()) as address, AsyncClient(address) as client:
         found = (await client.generate("once", max_tokens=3)).to_dict()
 
-    assert ["text", "token_ids", "finish_reason", "usage", "timing", "speculation", "server"] == list(found)
-    assert ["prompt_tokens", "completion_tokens", "cached_tokens"] == list(found["usage"])
-    assert ["ttft_s", "tpot_s", "total_s"] == list(found["timing"])
-    assert {
+    assert list(found) == ["text", "token_ids", "finish_reason", "usage", "timing", "speculation", "server"]
+    assert list(found["usage"]) == ["prompt_tokens", "completion_tokens", "cached_tokens"]
+    assert list(found["timing"]) == ["ttft_s", "tpot_s", "total_s"]
+    assert found["speculation"] == {
         "rounds": 1,
         "drafted": 4,
         "accepted": 3,
@@ -96,17 +96,25 @@ async def test_reply_as_json_has_the_documented_fields() -> None:
         "lengths": [4],
         "acceptance_rate": 0.75,
         "mean_accepted_length": 4.0,
-    } == found["speculation"]
-    assert {"drafter": "counter", "verifier": "fake verifier", "model": "counting", "policy": "fixed:4"} == found["server"]
+    }
+    assert found["server"] == {
+        "drafter": "counter",
+        "verifier": "fake verifier",
+        "model": "counting",
+        "policy": "fixed:4",
+    }
 
 
 async def test_events_come_as_they_are_made() -> None:
     """Each event has text, ids and kind; the first is there long before the last; timing says so."""
-    async with serving(Counter(delay=0.02)) as address, AsyncClient(address) as client:
-        async with client.stream("once", max_tokens=10) as stream:
-            first = await anext(stream)
-            after_first = stream.timing
-            rest = [event async for event in stream]
+    async with (
+        serving(Counter(delay=0.02)) as address,
+        AsyncClient(address) as client,
+        client.stream("once", max_tokens=10) as stream,
+    ):
+        first = await anext(stream)
+        after_first = stream.timing
+        rest = [event async for event in stream]
 
     assert ("0 ", (0,), 1, KINDS[0]) == (first.text, first.token_ids, first.accepted, first.kind)
     assert list(KINDS[1:]) + list(KINDS) == [event.kind for event in rest if event.token_ids]
@@ -125,8 +133,8 @@ async def test_prompts_messages_and_parameters_reach_the_server() -> None:
         await client.chat([{"role": "user", "content": "hi"}, ChatMessage("assistant", "yes")], max_tokens=1)
 
     text, ids, chat = counter.requests
-    assert ("text", ("x",), 1) == (text.prompt, text.sampling.stop, text.sampling.max_tokens)
-    assert ((4, 5), 2, 3, "counting") == (ids.prompt_token_ids, ids.sampling.max_tokens, ids.sampling.seed, ids.model)
+    assert (text.prompt, text.sampling.stop, text.sampling.max_tokens) == ("text", ("x",), 1)
+    assert (ids.prompt_token_ids, ids.sampling.max_tokens, ids.sampling.seed, ids.model) == ((4, 5), 2, 3, "counting")
     assert (ChatMessage("user", "hi"), ChatMessage("assistant", "yes")) == chat.chat
 
 
@@ -181,7 +189,7 @@ async def test_the_next_target_is_tried() -> None:
         begun = time.monotonic()
         await client.generate("x", max_tokens=2)
     assert time.monotonic() - begun < 0.5
-    assert 2 == len(counter.requests)
+    assert len(counter.requests) == 2
 
 
 async def test_all_dead_names_all() -> None:
@@ -199,8 +207,8 @@ async def test_unavailable_is_retried_before_the_first_token() -> None:
         reply = await client.generate("x", max_tokens=2)
 
     assert text_of(2) + "!" == reply.text
-    assert 0 == reply.speculation.resumes
-    assert [(), ()] == [request.output_token_ids for request in counter.requests]
+    assert reply.speculation.resumes == 0
+    assert [request.output_token_ids for request in counter.requests] == [(), ()]
 
 
 @pytest.mark.parametrize("error", [Overloaded("full", retry_after=1.5), QuotaExceeded("yours"), InvalidRequest("bad")])
@@ -212,7 +220,7 @@ async def test_refusals_are_not_retried(error: Exception) -> None:
             await client.generate("x")
 
     assert getattr(error, "retry_after", None) == found.value.retry_after  # type: ignore[attr-defined]
-    assert 1 == len(counter.requests)
+    assert len(counter.requests) == 1
 
 
 async def test_retries_are_bounded() -> None:
@@ -228,7 +236,7 @@ async def test_retries_are_bounded() -> None:
     async with serving(counter) as address, AsyncClient(address, retries=3) as client:
         with pytest.raises(Unavailable, match="draining"):
             await client.generate("x")
-    assert 4 == len(counter.requests)
+    assert len(counter.requests) == 4
 
 
 @pytest.mark.parametrize("fault", [Unavailable("draining"), StreamInterrupted("lost it"), "end"])
@@ -241,10 +249,10 @@ async def test_a_broken_stream_is_resumed(fault: Any, at: int) -> None:
 
     assert text_of(8) + "!" == reply.text
     assert tuple(range(8)) == reply.token_ids
-    assert 1 == reply.speculation.resumes
-    assert "second" == reply.server.drafter
+    assert reply.speculation.resumes == 1
+    assert reply.server.drafter == "second"
     assert tuple(range(at)) == second.requests[0].output_token_ids
-    assert "counting" == second.requests[0].model
+    assert second.requests[0].model == "counting"
 
 
 async def test_a_killed_server_is_survived() -> None:
@@ -255,23 +263,22 @@ async def test_a_killed_server_is_survived() -> None:
             reply = await client.generate("x", max_tokens=6)
 
     assert text_of(6) + "!" == reply.text
-    assert (1, (0, 1, 2)) == (reply.speculation.resumes, second.requests[0].output_token_ids)
+    assert (reply.speculation.resumes, second.requests[0].output_token_ids) == (1, (0, 1, 2))
 
 
 async def test_a_restarted_server_is_found_again() -> None:
     """With one target only, the client waits for it to come back, and resumes there."""
-    async with AsyncClient(address := closed_port()) as client:
-        async with client.stream("x", max_tokens=30) as stream:
-            async with serving(Counter(delay=0.01), address):
-                for _ in range(3):
-                    await anext(stream)
-            await asyncio.sleep(0.3)
-            async with serving(Counter(), address):
-                async for _ in stream:
-                    pass
+    async with AsyncClient(address := closed_port()) as client, client.stream("x", max_tokens=30) as stream:
+        async with serving(Counter(delay=0.01), address):
+            for _ in range(3):
+                await anext(stream)
+        await asyncio.sleep(0.3)
+        async with serving(Counter(), address):
+            async for _ in stream:
+                pass
 
     assert text_of(30) + "!" == stream.text
-    assert 1 == stream.speculation.resumes
+    assert stream.speculation.resumes == 1
 
 
 async def test_the_end_is_not_shown_twice() -> None:
@@ -299,21 +306,23 @@ async def test_another_model_cannot_go_on() -> None:
         reply = await client.generate("x", max_tokens=4)
 
     assert text_of(4) + "!" == reply.text
-    assert 2 == len(first.requests)
+    assert len(first.requests) == 2
 
 
 async def test_unresumable_streams_are_interrupted() -> None:
     """When nobody can go on within resume_timeout, StreamInterrupted says how far it came and why it stopped."""
     with serving_process("2:die") as address:
         async with AsyncClient(address, resume_timeout=0.3) as client, client.stream("x", max_tokens=9) as stream:
-            with pytest.raises(StreamInterrupted, match=r"broke after 2 tokens and could not be resumed: cannot reach") as e:
+            with pytest.raises(
+                StreamInterrupted, match=r"broke after 2 tokens and could not be resumed: cannot reach"
+            ) as e:
                 async for _ in stream:
                     pass
 
-    assert {"completion_tokens": "2"} == e.value.details
+    assert e.value.details == {"completion_tokens": "2"}
     assert stream.request_id == e.value.request_id
     assert FinishReason.ERROR is stream.finish_reason
-    assert "0 1 " == stream.reply.text
+    assert stream.reply.text == "0 1 "
 
 
 async def test_the_deadline_bounds_everything() -> None:
@@ -326,7 +335,7 @@ async def test_the_deadline_bounds_everything() -> None:
         assert 0.2 < time.monotonic() - begun < 2.0
         assert isinstance(found.value, DeadlineExceeded)
         await asyncio.sleep(0.1)
-        assert 1 == counter.closed
+        assert counter.closed == 1
 
 
 async def test_the_deadline_bounds_retries() -> None:
@@ -347,10 +356,10 @@ async def test_cancel_stops_both_sides() -> None:
             asyncio.get_running_loop().call_later(0.2, lambda: asyncio.ensure_future(stream.cancel()))
             events = [event async for event in stream]
         await asyncio.sleep(0.1)
-        assert 1 == counter.closed
+        assert counter.closed == 1
 
-    assert 2 == len(events)
-    assert (FinishReason.CANCELLED, 2) == (stream.finish_reason, stream.usage.completion_tokens)
+    assert len(events) == 2
+    assert (stream.finish_reason, stream.usage.completion_tokens) == (FinishReason.CANCELLED, 2)
 
 
 async def test_leaving_the_block_cancels() -> None:
@@ -363,7 +372,7 @@ async def test_leaving_the_block_cancels() -> None:
             async with asyncio.timeout(0.1):
                 await client.generate("x", max_tokens=500)
         await asyncio.sleep(0.1)
-        assert 2 == counter.closed
+        assert counter.closed == 2
     assert FinishReason.CANCELLED is stream.finish_reason
 
 
@@ -384,7 +393,7 @@ async def test_models_and_health() -> None:
         models = await client.models()
         health = await client.health()
 
-    assert [("counting", 512)] == [(model.name, model.context_length) for model in models]
+    assert [(model.name, model.context_length) for model in models] == [("counting", 512)]
     assert [(a, True, True), (dead, False, False), (b, True, True)] == [(h.target, h.live, h.ready) for h in health]
     assert "cannot reach" in health[1].message
 
@@ -409,7 +418,7 @@ async def test_not_ready_is_seen() -> None:
     finally:
         await server.stop(0.0)
 
-    assert (True, False) == (health.live, health.ready)
+    assert (health.live, health.ready) == (True, False)
     assert "starting, draining" in health.message
 
 
@@ -430,7 +439,7 @@ async def test_tokens_travel_with_every_call() -> None:
             await client.generate("x", max_tokens=1)
             await client.models()
 
-    assert ["Bearer secret", "Bearer t0", "Bearer t1"] == seen
+    assert seen == ["Bearer secret", "Bearer t0", "Bearer t1"]
 
 
 async def test_tokens_do_not_travel_in_the_clear() -> None:
@@ -441,19 +450,25 @@ async def test_tokens_do_not_travel_in_the_clear() -> None:
     await AsyncClient("localhost:7700", token="secret").close()
 
 
-async def test_tls_with_given_roots(tmp_path: Path) -> None:
-    """With root certificates the channel is TLS, and a server they do not vouch for is refused."""
+def certified(folder: Path) -> tuple[bytes, bytes]:
+    """A key and a certificate for localhost."""
     names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate, *names],
         check=True,
         capture_output=True,
     )
-    credentials = grpc.ssl_server_credentials([(key.read_bytes(), certificate.read_bytes())])
+    return key.read_bytes(), certificate.read_bytes()
+
+
+async def test_tls_with_given_roots(tmp_path: Path) -> None:
+    """With root certificates the channel is TLS, and a client without them is refused."""
+    key, certificate = certified(tmp_path)
+    credentials = grpc.ssl_server_credentials([(key, certificate)])
     async with _raw_server(Counter(), credentials=credentials) as address:
         target = address.replace("127.0.0.1", "localhost")
-        async with AsyncClient(target, root_certificates=certificate.read_bytes(), token="t") as client:
+        async with AsyncClient(target, root_certificates=certificate, token="t") as client:
             assert text_of(1) + "!" == (await client.generate("x", max_tokens=1)).text
         async with AsyncClient(target, retries=0) as client:
             with pytest.raises(ConnectionError_):

@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from support.text import files
 
 from specfleet.core.errors import (
     InvalidRequest,
@@ -23,6 +22,7 @@ from specfleet.core.protocol import Finished, Open, Opened, Verdict
 from specfleet.core.types import FinishReason, Grant, Mode, ModelInfo, SamplingParams, TokenKind, Usage
 from specfleet.text import TextGenerator, Tokenizer
 from specfleet.text.generator import kinds
+from support.text import files
 
 TOKENIZER = Tokenizer.from_files(files())
 MODEL = ModelInfo("tiny", len(TOKENIZER.vocabulary().tokens), b"", 64, (0,), policy="fixed:4")
@@ -76,7 +76,9 @@ def finished(reason: FinishReason = FinishReason.LENGTH) -> Finished:
 
 
 def request(**more: Any) -> GenerationRequest:
-    sampling = SamplingParams(max_tokens=40, **{key: more.pop(key) for key in ("stop", "stop_token_ids") if key in more})
+    sampling = SamplingParams(
+        max_tokens=40, **{key: more.pop(key) for key in ("stop", "stop_token_ids") if key in more}
+    )
     given: dict[str, Any] = {"prompt": PROMPT} | more
     return GenerationRequest(sampling=given.pop("sampling", sampling), **given)
 
@@ -120,14 +122,14 @@ async def test_a_generation_is_started_tokens_completed() -> None:
     ]
     done = completed(found)
     assert (done.reason, done.usage) == (FinishReason.LENGTH, Usage(AT, 6, 5))
-    assert (2, 6, 3, 1, [2, 4]) == (
+    assert (
         done.speculation.rounds,
         done.speculation.drafted,
         done.speculation.accepted,
         done.speculation.target_only_tokens,
         done.speculation.lengths,
-    )
-    assert {"local": 1, "stream": 0, "round": 2} == done.speculation.modes
+    ) == (2, 6, 3, 1, [2, 4])
+    assert done.speculation.modes == {"local": 1, "stream": 0, "round": 2}
     assert source.opening is not None
     assert (tuple(TOKENIZER.encode(PROMPT)), "r", "gold") == (
         source.opening.prompt,
@@ -220,10 +222,8 @@ async def test_resumed_text_goes_on_where_it_broke(broken_at: int) -> None:
 
     with pytest.raises(StreamInterrupted):
         await events(Script(OPENED, *verdicts[:broken_at]), asked)
-    first = []
-    async for event in TextGenerator(Script(OPENED, *verdicts[:broken_at], finished()), TOKENIZER).generate(asked):
-        if isinstance(event, Tokens) and event.token_ids:
-            first.append(event)
+    unbroken = await events(Script(OPENED, *verdicts[:broken_at], finished()), asked)
+    first = [event for event in unbroken if isinstance(event, Tokens) and event.token_ids]
     source = Script(OPENED, *verdicts[broken_at:], finished())
     second = await events(source, replace(asked, output_token_ids=tuple(TOKENIZER.encode(whole)[:broken_at])))
 
@@ -321,7 +321,11 @@ async def test_prompts_come_as_text_chat_or_ids() -> None:
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
-        ({"prompt_token_ids": (1,) * 64}, PromptTooLong, "prompt has 64 tokens, the context of tiny holds 64.*by 1 tok"),
+        (
+            {"prompt_token_ids": (1,) * 64},
+            PromptTooLong,
+            "prompt has 64 tokens, the context of tiny holds 64.*by 1 tok",
+        ),
         ({"prompt_token_ids": (1, 5000)}, InvalidRequest, "prompt_token_ids: holds 5000, must be below"),
         ({"prompt_token_ids": (1,), "output_token_ids": (-1,)}, InvalidRequest, "output_token_ids: holds -1"),
         ({"prompt_token_ids": (1,), "model": "huge"}, UnknownModel, "'huge' is not served here, 'tiny' is"),

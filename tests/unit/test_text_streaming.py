@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.text import files, sentencepiece
 
 from specfleet.text import Detokenizer, StopStrings, Tokenizer
+from support.text import files, sentencepiece
 
 BYTE_LEVEL = Tokenizer.from_files(files())
 SENTENCEPIECE = Tokenizer.from_files(files(sentencepiece(), eos_token="</s>", bos_token="<s>"))
 texts = st.lists(
     st.one_of(
         st.text(),
-        st.sampled_from(["the house", " time", "  ", "\n", "漢字", "é", "👩‍👩‍👧", "😀😀", "🇩🇪", "नमस्ते", "\ufffd", "|>"]),
+        st.sampled_from(
+            ["the house", " time", "  ", "\n", "漢字", "é", "👩‍👩‍👧", "😀😀", "🇩🇪", "नमस्ते", "\ufffd", "|>"]
+        ),
     )
 ).map("".join)
 
@@ -49,7 +52,7 @@ def test_no_character_is_split(tokenizer: Tokenizer) -> None:
 
     pieces = [piece for one in tokenizer.encode(text) if (piece := detokenizer.feed(one))]
 
-    assert ["a", "😀", "漢", "é"] == pieces
+    assert pieces == ["a", "😀", "漢", "é"]
     assert detokenizer.flush() == ""
 
 
@@ -84,7 +87,7 @@ def test_stop_strings_do_not_depend_on_token_borders(text: str, stops: list[str]
     borders = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
     matcher = StopStrings(stops)
 
-    shown = [matcher.feed(text[a:b]) for a, b in zip(borders, borders[1:], strict=False)]
+    shown = [matcher.feed(text[a:b]) for a, b in itertools.pairwise(borders)]
 
     end = next((end for end in range(len(text) + 1) if any(text[:end].endswith(one) for one in stops)), None)
     if end is None:

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from support.text import EOS, TEMPLATE, byte_level, files, sentencepiece
 
 from specfleet.core.errors import InvalidRequest, ModelLoadError
 from specfleet.core.generation import ChatMessage
 from specfleet.text import Tokenizer
+from support.text import EOS, TEMPLATE, byte_level, files, sentencepiece
 
 TEXTS = ["Once upon a time", "", " a  b\n", f"x{EOS}y", "naïve 漢字 😀", "</s> <s>"]
 CHAT = [ChatMessage("user", "Hi\n"), ChatMessage("assistant", "the house"), ChatMessage("user", "why?")]
@@ -87,7 +87,7 @@ def test_files_make_the_same_tokenizer_elsewhere() -> None:
     assert here.encode("the house") == there.encode("the house")
     assert here.apply_chat(CHAT) == there.apply_chat(CHAT)
     assert here.vocabulary().digest() == there.vocabulary().digest()
-    assert (3, 7) == there.eos_token_ids
+    assert there.eos_token_ids == (3, 7)
 
 
 @pytest.mark.parametrize(
@@ -109,8 +109,8 @@ def test_vocabulary_holds_special_ids() -> None:
     """Special tokens count in the fingerprint: the same table with one more of them is another vocabulary."""
     plain_, special = Tokenizer.from_files(files()), Tokenizer.from_files(files(pad_token="<pad>"))
 
-    assert (0,) == plain_.vocabulary().special_ids
-    assert EOS == plain_.vocabulary().tokens[0]
+    assert plain_.vocabulary().special_ids == (0,)
+    assert plain_.vocabulary().tokens[0] == EOS
     assert plain_.vocabulary().digest() != special.vocabulary().digest()
 
 
@@ -161,7 +161,7 @@ def test_long_text_is_never_cut() -> None:
     backend = byte_level()
     backend.enable_truncation(4)
 
-    assert 40 < len(Tokenizer.from_files(files(backend)).encode("the house " * 40))
+    assert len(Tokenizer.from_files(files(backend)).encode("the house " * 40)) > 40
 
 
 def test_surrogate_is_a_bad_request() -> None:
@@ -203,7 +203,9 @@ def test_unreachable_hub_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(hub, "snapshot_download", unreachable)
 
-    with pytest.raises(ModelLoadError, match="model acme/tiny is no folder here and cannot be fetched.*: no route;") as e:
+    with pytest.raises(
+        ModelLoadError, match=r"model acme/tiny is no folder here and cannot be fetched.*: no route;"
+    ) as e:
         Tokenizer.from_folder("acme/tiny")
     assert "\n" not in str(e.value)
 
@@ -214,4 +216,4 @@ def test_hub_id_uses_the_snapshot(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     folder(tmp_path, files() | {"tokenizer_config.json": json.dumps({"eos_token": EOS}).encode()})
     monkeypatch.setattr(hub, "snapshot_download", lambda name, allow_patterns: str(tmp_path))
 
-    assert (0,) == Tokenizer.from_folder("acme/tiny").eos_token_ids
+    assert Tokenizer.from_folder("acme/tiny").eos_token_ids == (0,)
