@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
-from specfleet.core.errors import SpecfleetError, Unavailable
+from specfleet.core.errors import Overloaded, SpecfleetError, Unavailable
 from specfleet.core.generation import Completed, Event, GenerationRequest, Started, Tokens
 from specfleet.core.types import FinishReason, Mode, ModelInfo, Speculation, TokenKind, Usage
 from specfleet.wire.server import Server
@@ -100,7 +100,10 @@ def serving_process(*faults: str, delay: float = 0.0) -> Iterator[str]:
 
 async def _main(arguments: list[str]) -> None:
     delay, orders = float(arguments[1]), dict(order.split(":") for order in arguments[2:])
-    known: dict[str, Fault] = {"unavailable": Unavailable("draining; try another server")}
+    known: dict[str, Fault] = {
+        "unavailable": Unavailable("draining; try another server"),
+        "overloaded": Overloaded("everybody is busy"),
+    }
     faults = {int(index): known.get(fault, fault) for index, fault in orders.items()}
     async with serving(Counter(faults=faults, delay=delay)) as address:
         print(address, flush=True)  # noqa: T201
