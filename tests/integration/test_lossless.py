@@ -1,0 +1,88 @@
+"""Losslessness through real processes: the ids are the target's own, whatever drafts, how far, and how many at once.
+
+`make test` runs every policy, drafter and concurrency on a few prompts; `make lossless` the whole grid.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from specfleet import AsyncClient, SamplingParams
+from support.daemons import Daemon, fleet, wait_until_empty
+from support.pair import Reference, prompts
+
+POLICIES = ("fixed:1", "fixed:4", "fixed:8", "stream", "none", "random")
+TEMPERATURE, TOP_P = 0.8, 0.95
+Texts = list[list[int]]
+
+
+class Grid:
+    """References for so many prompts of so many new tokens, computed once."""
+
+    def __init__(self, count: int, tokens: int, alone: int) -> None:
+        """`alone`: how many of the prompts are also run one at a time."""
+        reference = Reference()
+        self.alone = alone
+        self.prompts = prompts(count)
+        self.tokens = tokens
+        self.greedy = [reference.greedy(prompt, tokens) for prompt in self.prompts]
+        self.seeded = [
+            reference.seeded(prompt, tokens, TEMPERATURE, TOP_P, seed) for seed, prompt in enumerate(self.prompts)
+        ]
+
+    async def run(self, server: str, concurrency: int, seeded: bool) -> Texts:
+        """All prompts through one server, so many at a time."""
+        room = asyncio.Semaphore(concurrency)
+        async with AsyncClient(server, timeout=120) as client:
+
+            async def one(seed: int, prompt: str) -> list[int]:
+                sampling = (
+                    SamplingParams(max_tokens=self.tokens, temperature=TEMPERATURE, top_p=TOP_P, seed=seed)
+                    if seeded
+                    else SamplingParams(max_tokens=self.tokens, temperature=0.0)
+                )
+                async with room:
+                    return list((await client.generate(prompt, sampling)).token_ids)
+
+            count = self.alone if concurrency == 1 else len(self.prompts)
+            return await asyncio.gather(*(one(seed, prompt) for seed, prompt in enumerate(self.prompts[:count])))
+
+    def check(self, daemons: tuple[Daemon, ...]) -> None:
+        """Every server of the fleet (drafters and the verifier itself), both rules of choice, 1 and 16 at a time."""
+        for server in daemons[1:] + daemons[:1]:
+            for concurrency in (1, 16):
+                for seeded, expected in ((False, self.greedy), (True, self.seeded)):
+                    texts = asyncio.run(self.run(server.address, concurrency, seeded))
+                    pairs = zip(self.prompts, expected, texts, strict=False)
+                    wrong = [prompt for prompt, own, text in pairs if own != text]
+                    assert not wrong, f"{server.arguments[:3]}, {concurrency} at a time, seeded {seeded}: {wrong}"
+        wait_until_empty(daemons[0])
+
+
+@pytest.fixture(scope="module")
+def small_grid() -> Iterator[Grid]:
+    yield Grid(16, 16, alone=4)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_text_is_the_targets_own(small_grid: Grid, policy: str) -> None:
+    """Greedy ids equal transformers' generate, seeded ones the target sampling alone with that noise."""
+    with fleet("--speculation", policy) as daemons:
+        small_grid.check(daemons)
+
+
+@pytest.fixture(scope="module")
+def whole_grid() -> Iterator[Grid]:
+    yield Grid(64, 64, alone=64)
+
+
+@pytest.mark.lossless
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("policy", POLICIES)
+def test_whole_grid(whole_grid: Grid, policy: str) -> None:
+    """64 prompts of 64 new tokens, each with every policy and drafter, 1 and 16 at a time, greedy and seeded."""
+    with fleet("--speculation", policy) as daemons:
+        whole_grid.check(daemons)
