@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from specfleet.core.step import StepItem
 from specfleet.core.types import SamplingParams
@@ -20,12 +21,18 @@ GREEDY = SamplingParams(temperature=0)
 TOLERANCE = 1e-5
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Models this small are slower on several threads, and by far where the cores are shared."""
+    torch.set_num_threads(1)
+
+
 class Trace:
     """A random walk over an engine's operations, with the true tokens of each sequence kept beside it."""
 
     def __init__(self, folder: Path, seed: int, kv_cache_tokens: int = 1024) -> None:
         self.random = np.random.default_rng(seed)
-        self.engine = TorchEngine(EngineConfig(model=str(folder), kv_cache_tokens=kv_cache_tokens, threads=1))
+        self.engine = TorchEngine(EngineConfig(model=str(folder), kv_cache_tokens=kv_cache_tokens))
         self.stock = stock_model(folder)
         self.truth: dict[int, list[int]] = {}
         self.waiting: dict[int, list[int]] = {}
@@ -139,7 +146,7 @@ def test_one_step_of_mixed_shapes_equals_one_sequence_at_a_time(tmp_path: Path) 
     random = np.random.default_rng(1)
     prompts = [random.integers(0, VOCABULARY, n).tolist() for n in (3, 90, 33, 200)]
     more = [random.integers(0, VOCABULARY, n).tolist() for n in (1, 5, 17, 60)]
-    together, alone = (TorchEngine(EngineConfig(model=str(folder), threads=1)) for _ in range(2))
+    together, alone = (TorchEngine(EngineConfig(model=str(folder))) for _ in range(2))
     for engine in (together, alone):
         for i, prompt in enumerate(prompts):
             engine.open(i, prompt)
