@@ -11,7 +11,7 @@ verdict contradicts is dropped when its guesses land. The mode and length grante
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 from drafter.branch import Branch
 from drafter.observer import Observer, Silent
@@ -50,7 +50,7 @@ class DraftingSession:
         self._sent_at = 0.0
         self._changed = asyncio.Event()
 
-    async def run(self) -> AsyncIterator[Opened | Verdict | Finished]:
+    async def run(self) -> AsyncGenerator[Opened | Verdict | Finished]:
         """The verifier's messages, in order, while drafting goes on beside. Closing the iterator ends the session."""
         stream = await self._connection.verify()
         drafting = None

@@ -23,7 +23,7 @@ from specfleet.wire.status import from_rpc_error
 SERVICE = "specfleet.v1.GenerationService"
 _CHECK = "/grpc.health.v1.Health/Check"
 _SERVING = b"\x08\x01"
-_EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # missing from the stubs
+_EOF: Any = grpc.aio.EOF
 
 Token = str | Callable[[], str]
 """A bearer token, or what returns one; called for every attempt, so that it may change."""

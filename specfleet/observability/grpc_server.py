@@ -17,10 +17,12 @@ from specfleet.observability.registry import SECONDS
 LABELS = ("grpc_service", "grpc_method")
 
 
-class GrpcServerMetrics(grpc.aio.ServerInterceptor):  # type: ignore[type-arg,misc]
+class GrpcServerMetrics(grpc.aio.ServerInterceptor):
     def __init__(self, registry: CollectorRegistry) -> None:
         self._started = Counter("grpc_server_started", "Calls begun.", LABELS, registry=registry)
-        self._handled = Counter("grpc_server_handled", "Calls ended, by code.", (*LABELS, "grpc_code"), registry=registry)
+        self._handled = Counter(
+            "grpc_server_handled", "Calls ended, by code.", (*LABELS, "grpc_code"), registry=registry
+        )
         self._seconds = Histogram(
             "grpc_server_handling_seconds", "Duration of calls.", LABELS, buckets=SECONDS, registry=registry
         )

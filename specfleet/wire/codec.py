@@ -48,21 +48,21 @@ _MODE_TO_PROTO = {
     Mode.STREAM: common_pb2.MODE_STREAM,
     Mode.ROUND: common_pb2.MODE_ROUND,
 }
-_MODE_FROM_PROTO = {number: mode for mode, number in _MODE_TO_PROTO.items()}
+_MODE_FROM_PROTO: dict[int, Mode] = {number: mode for mode, number in _MODE_TO_PROTO.items()}
 _REASON_TO_PROTO = {
     FinishReason.STOP: common_pb2.FINISH_REASON_STOP,
     FinishReason.LENGTH: common_pb2.FINISH_REASON_LENGTH,
     FinishReason.CANCELLED: common_pb2.FINISH_REASON_CANCELLED,
     FinishReason.ERROR: common_pb2.FINISH_REASON_ERROR,
 }
-_REASON_FROM_PROTO = {number: reason for reason, number in _REASON_TO_PROTO.items()}
+_REASON_FROM_PROTO: dict[int, FinishReason] = {number: reason for reason, number in _REASON_TO_PROTO.items()}
 _KIND_TO_PROTO = {
     TokenKind.ACCEPTED: generation_pb2.TOKEN_KIND_ACCEPTED,
     TokenKind.RECOVERED: generation_pb2.TOKEN_KIND_RECOVERED,
     TokenKind.BONUS: generation_pb2.TOKEN_KIND_BONUS,
     TokenKind.TARGET: generation_pb2.TOKEN_KIND_TARGET,
 }
-_KIND_FROM_PROTO = {number: kind for kind, number in _KIND_TO_PROTO.items()}
+_KIND_FROM_PROTO: dict[int, TokenKind] = {number: kind for kind, number in _KIND_TO_PROTO.items()}
 
 
 # --- Verify ----------------------------------------------------------------------------------------------------------

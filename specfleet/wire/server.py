@@ -8,6 +8,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from specfleet.core.errors import ConfigurationError
+from specfleet.core.generation import Generator
 from specfleet.v1 import generation_pb2_grpc, verification_pb2_grpc
 from specfleet.wire import generation, verification
 from specfleet.wire.channel import OPTIONS, check_target
@@ -36,7 +37,7 @@ class Server:
         verification_pb2_grpc.add_VerificationServiceServicer_to_server(service, self._server)
         self._names.append(verification.SERVICE)
 
-    def add_generation(self, generator: generation.Generator) -> None:
+    def add_generation(self, generator: Generator) -> None:
         service = generation.GenerationService(generator)
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(service, self._server)
         self._names.append(generation.SERVICE)

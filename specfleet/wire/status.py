@@ -11,7 +11,7 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -154,5 +154,5 @@ async def answering(context: grpc.aio.ServicerContext[Any, Any], request_id: str
         await _abort(context, errors.InternalError(message, request_id=request_id))
 
 
-async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: SpecfleetError) -> NoReturn:
+async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: SpecfleetError) -> None:
     await context.abort(row_of(error).grpc, error.message, to_trailers(error))
