@@ -17,7 +17,7 @@ from specfleet.client import Stream
 @server_options
 @sampling_options
 @click.option("--chat", is_flag=True, help="PROMPT is a user's message; apply the model's chat template.")
-@click.option("--logprobs", is_flag=True, help="Log-probability of each token; shown with --json.")
+@click.option("--logprobs", is_flag=True, help="Log-probability of each token; needs --json.")
 @click.option("--slo", default="", metavar="CLASS", help="Service class.")
 @click.option("--model", default="", metavar="NAME", help="Refuse to be served by another model.")
 @click.option("--json", "as_json", is_flag=True, help="Print one object at the end instead of the text.")
@@ -32,6 +32,8 @@ def command(prompt: str, chat: bool, slo: str, model: str, as_json: bool, **flag
 
     Times in --json: ttft_s from sending to the first token; tpot_s = (total - ttft) / (n - 1).
     """
+    if flags["logprobs"] and not as_json:
+        raise click.UsageError("--logprobs is shown with --json only; add --json")
     if prompt == "-":
         prompt = sys.stdin.read()
     messages = [{"role": "user", "content": prompt}] if chat else None

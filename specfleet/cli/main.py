@@ -31,7 +31,7 @@ EXTRAS = {
     "verifier": "verifier",
     "drafter": "drafter",
 }
-"""Command -> the extra of the distribution that brings what it imports."""
+"""Command -> the extra of the distribution that brings what it imports; the others need the base only."""
 
 
 class LazyGroup(click.Group):
@@ -135,7 +135,8 @@ def _explained(command: str, error: ImportError) -> Exception:
     missing = (error.name or "").partition(".")[0]
     if missing in ("", "specfleet", "verifier", "drafter", "scheduler"):
         return error
-    return ConfigurationError(f"{command} needs {missing}: pip install 'specfleet[{EXTRAS.get(command, 'all')}]'")
+    package = f"'specfleet[{EXTRAS[command]}]'" if command in EXTRAS else "specfleet"
+    return ConfigurationError(f"{command} needs {missing}: pip install {package}")
 
 
 if __name__ == "__main__":

@@ -114,6 +114,7 @@ def test_generate_reads_a_pipe_and_the_environment(server: str) -> None:
         (["--server", "localhost"], "address 'localhost' is not HOST:PORT"),
         (["--tls-ca", "/nowhere.pem"], "cannot read /nowhere.pem: No such file"),
         (["--timeout", "0"], "timeout: is 0.0, must be a finite number of seconds above 0"),
+        (["--logprobs"], "--logprobs is shown with --json only; add --json"),
         (["more"], "unexpected extra argument"),
     ],
 )
