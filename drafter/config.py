@@ -6,17 +6,19 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from specfleet.core.config import HostPort, OptionalHostPort
+
 
 class DrafterConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     model: str
     """Draft model: a folder, a hub id, or ngram for prompt lookup without a model."""
-    verifier: str = "127.0.0.1:7600"
+    verifier: HostPort = "127.0.0.1:7600"
     """HOST:PORT of the verifier."""
-    listen: str = "127.0.0.1:7700"
+    listen: HostPort = "127.0.0.1:7700"
     """HOST:PORT for gRPC; port 0 takes any free one."""
-    metrics: str = "127.0.0.1:7701"
+    metrics: OptionalHostPort = "127.0.0.1:7701"
     """HOST:PORT for Prometheus metrics; empty for none."""
     name: str = ""
     """Name of this drafter in figures; its address by default."""

@@ -41,11 +41,13 @@ async def _serve(config: DrafterConfig) -> int:
     for line in describe(config):
         print(line, flush=True)
     async with AsyncExitStack() as stack:
-        connection = GrpcVerifierConnection(config.verifier)
-        stack.push_async_callback(connection.close)
         registry = CollectorRegistry()
         observer = DrafterMetrics(registry)
         server = Server(interceptors=(GrpcServerMetrics(registry),))
+        address = server.bind(config.listen)
+        metrics = _metrics(config, registry, stack)
+        connection = GrpcVerifierConnection(config.verifier)
+        stack.push_async_callback(connection.close)
         # A model is loaded while nothing else needs the loop; the verifier is asked only for what it alone knows.
         tokenizer = None if config.model == NGRAM else Tokenizer.from_folder(config.model)
         await _reach(connection, config.connect_seconds)
@@ -53,9 +55,8 @@ async def _serve(config: DrafterConfig) -> int:
         speculator = _speculator(config, stack)
         drafter = Drafter(connection, speculator, tokenizer.vocabulary(), time.monotonic, observer)
         model = await drafter.check()
-        server.add_generation(TextGenerator(drafter, tokenizer, drafter=config.name or config.listen))
-        address = await server.start(config.listen)
-        metrics = _metrics(config, registry, stack)
+        server.add_generation(TextGenerator(drafter, tokenizer, drafter=config.name or address))
+        await server.start()
         stop = stop_requested()
         await server.ready(True)
         print(

@@ -6,15 +6,17 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from specfleet.core.config import HostPort, OptionalHostPort
+
 
 class VerifierConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     model: str
     """Target model: a folder, or a hub id."""
-    listen: str = "127.0.0.1:7600"
+    listen: HostPort = "127.0.0.1:7600"
     """HOST:PORT for gRPC; port 0 takes any free one."""
-    metrics: str = "127.0.0.1:7601"
+    metrics: OptionalHostPort = "127.0.0.1:7601"
     """HOST:PORT for Prometheus metrics; empty for none."""
     name: str = ""
     """Name of the served model in requests and figures; the last part of its path by default."""

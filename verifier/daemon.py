@@ -42,21 +42,21 @@ async def _serve(config: VerifierConfig) -> int:
     for line in describe(config):
         print(line, flush=True)
     async with AsyncExitStack() as stack:
+        registry = CollectorRegistry()
+        server = Server(interceptors=(GrpcServerMetrics(registry),))
+        address = server.bind(config.listen)
+        metrics = _metrics(config, registry, stack)
         tokenizer = Tokenizer.from_folder(config.model)
         engine = _engine(config)
         stack.callback(engine.shutdown)
-        registry = CollectorRegistry()
         observer = VerifierMetrics(registry)
         scheduler = Scheduler(_scheduler_config(config, engine))
         loop = BatchLoop(engine, scheduler, time.monotonic, observer)
         registry.register(VerifierGauges(_Gauges(loop, engine)))
-        server = Server(interceptors=(GrpcServerMetrics(registry),))
-        verifier = _verifier(config, loop, engine, tokenizer, observer)
+        verifier = _verifier(config, loop, engine, tokenizer, address, observer)
         server.add_verification(verifier)
         server.add_generation(TextGenerator(TargetOnly(verifier), tokenizer))
-        # Ports first: one that is in use must not cost the time of a warm-up.
-        address = await server.start(config.listen)
-        metrics = _metrics(config, registry, stack)
+        await server.start()
         batches = asyncio.create_task(loop.run())
         stop = stop_requested()
         await server.ready(True)
@@ -98,7 +98,12 @@ def _scheduler_config(config: VerifierConfig, engine: TorchEngine) -> SchedulerC
 
 
 def _verifier(
-    config: VerifierConfig, loop: BatchLoop, engine: TorchEngine, tokenizer: Tokenizer, observer: VerifierMetrics
+    config: VerifierConfig,
+    loop: BatchLoop,
+    engine: TorchEngine,
+    tokenizer: Tokenizer,
+    address: str,
+    observer: VerifierMetrics,
 ) -> Verifier:
     vocabulary = tokenizer.vocabulary()
     model = ModelInfo(
@@ -115,7 +120,7 @@ def _verifier(
         idle_seconds=config.idle_seconds,
         kv_tokens=engine.total_pages * engine.page_size,
     )
-    return Verifier(loop, model, vocabulary, tokenizer.files(), limits, config.listen, observer)
+    return Verifier(loop, model, vocabulary, tokenizer.files(), limits, address, observer)
 
 
 def _metrics(config: VerifierConfig, registry: CollectorRegistry, stack: AsyncExitStack) -> str:

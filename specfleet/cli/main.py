@@ -24,6 +24,7 @@ COMMANDS = {
     "drafter": ("specfleet.cli.drafter", "Draft next to the user; serve completions."),
     "generate": ("specfleet.cli.generate", "Complete one prompt."),
     "chat": ("specfleet.cli.chat", "Hold a conversation."),
+    "demo": ("specfleet.cli.demo", "Run a whole fleet on this machine and compare."),
 }
 """Command -> (module with `command`, one line of help)."""
 

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
-from specfleet.core.generation import Generator
+from specfleet.core.generation import MAX_REQUEST_ID, Generator
 from specfleet.v1 import generation_pb2 as pb
 from specfleet.v1 import generation_pb2_grpc as rpc
 from specfleet.wire import codec
@@ -22,7 +22,8 @@ class GenerationService(rpc.GenerationServiceServicer):
         self._generator = generator
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> AsyncIterator[pb.GenerateResponse]:  # noqa: N802
-        request_id = request.request_id or uuid.uuid4().hex
+        # An id beyond its limit is refused below, and does not fit into the refusal either.
+        request_id = request.request_id[:MAX_REQUEST_ID] or uuid.uuid4().hex
         async with answering(context, request_id):
             asked = replace(codec.generate_request_from_proto(request), request_id=request_id)
             # Closing at once, not when the garbage collector comes by: a cancelled call frees its pages within one step.

@@ -24,7 +24,7 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
 
 
 class Server:
-    """One listening gRPC server. Add services, `start()`, `ready(True)`, later `stop(grace)`."""
+    """One listening gRPC server. `bind`, add services, `start()`, `ready(True)`, later `stop(grace)`."""
 
     def __init__(self, interceptors: tuple[grpc.aio.ServerInterceptor, ...] = ()) -> None:
         self._server = grpc.aio.server(interceptors=interceptors, options=SERVER_OPTIONS)
@@ -42,10 +42,14 @@ class Server:
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(service, self._server)
         self._names.append(generation.SERVICE)
 
-    async def start(self, listen: str) -> str:
-        """Listen on HOST:PORT (port 0: any free one); returns the address with the real port."""
+    def bind(self, listen: str) -> str:
+        """Take HOST:PORT (port 0: any free one); returns the address with the real port. Call it before what takes long: a
+        port in use must not cost the time in which a model is loaded.
+
+        Raises:
+            ConfigurationError: naming the address.
+        """
         host, _, _ = check_target(listen).rpartition(":")
-        reflection.enable_server_reflection((*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
         try:
             bound = self._server.add_insecure_port(listen)
         except RuntimeError:
@@ -55,10 +59,14 @@ class Server:
                 f"cannot listen on {listen}: the port is in use or the address is not this machine's; "
                 f"choose another one, or port 0 for any free port"
             )
+        return f"{host}:{bound}"
+
+    async def start(self) -> None:
+        """Answer calls: alive, not ready yet."""
+        reflection.enable_server_reflection((*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
         await self.ready(False)
         await self._server.start()
         await self._set("", True)
-        return f"{host}:{bound}"
 
     async def ready(self, ready: bool) -> None:
         for name in self._names:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 import grpc
 import grpc.aio
 from google.protobuf.any_pb2 import Any as AnyProto
+from google.protobuf.message import DecodeError
 
 from specfleet.core import errors
 from specfleet.core.errors import SpecfleetError
@@ -23,6 +25,8 @@ from specfleet.v1 import errors_pb2
 
 DETAILS_KEY = "grpc-status-details-bin"
 DOMAIN = "specfleet"
+MAX_MESSAGE_BYTES = 1024
+"""Longest error text on the wire. It travels twice in headers, of which gRPC takes 8 kB and drops the call beyond."""
 log = logging.getLogger(__name__)
 
 
@@ -75,7 +79,7 @@ def to_trailers(error: SpecfleetError) -> tuple[tuple[str, bytes], ...]:
     ]
     if isinstance(error, errors.InvalidRequest):
         violation = errors_pb2.BadRequest.FieldViolation(
-            field=error.details.get("field", ""), description=error.message
+            field=error.details.get("field", ""), description=clipped(error.message)
         )
         details.append(("BadRequest", errors_pb2.BadRequest(field_violations=[violation])))
     if error.retry_after is not None:
@@ -87,8 +91,17 @@ def to_trailers(error: SpecfleetError) -> tuple[tuple[str, bytes], ...]:
     packed = [
         AnyProto(type_url=f"type.googleapis.com/google.rpc.{name}", value=m.SerializeToString()) for name, m in details
     ]
-    status = errors_pb2.ErrorStatus(code=row.grpc.value[0], message=error.message, details=packed)
+    status = errors_pb2.ErrorStatus(code=row.grpc.value[0], message=clipped(error.message), details=packed)
     return ((DETAILS_KEY, status.SerializeToString()),)
+
+
+def clipped(message: str) -> str:
+    """`message`, shortened in the middle where it echoes more than headers can carry."""
+    raw = message.encode()
+    if len(raw) <= MAX_MESSAGE_BYTES:
+        return message
+    half = MAX_MESSAGE_BYTES // 2 - 2
+    return f"{raw[:half].decode(errors='ignore')}…{raw[-half:].decode(errors='ignore')}"
 
 
 def from_status(
@@ -106,7 +119,7 @@ def from_status(
         message,
         details=dict(info.metadata) if info is not None else None,
         request_id=request.request_id if request is not None else "",
-        retry_after=retry.retry_delay.ToNanoseconds() / 1e9 if retry is not None else None,
+        retry_after=retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9 if retry is not None else None,
     )
 
 
@@ -125,22 +138,25 @@ _DETAIL_TYPES: dict[str, Any] = {
 
 
 def _details(trailers: Sequence[tuple[str, str | bytes]]) -> dict[str, Any]:
+    """What the details trailer holds, by type. A foreign server may put anything there: what cannot be read is left out."""
     raw = next((value for key, value in trailers if key == DETAILS_KEY), None)
     if not isinstance(raw, bytes):
         return {}
-    status = errors_pb2.ErrorStatus.FromString(raw)
-    found = {}
-    for packed in status.details:
-        kind = packed.type_url.rpartition(".")[2]
-        if kind in _DETAIL_TYPES:
-            found[kind] = _DETAIL_TYPES[kind].FromString(packed.value)
+    found: dict[str, Any] = {}
+    try:
+        for packed in errors_pb2.ErrorStatus.FromString(raw).details:
+            kind = packed.type_url.rpartition(".")[2]
+            if kind in _DETAIL_TYPES:
+                found[kind] = _DETAIL_TYPES[kind].FromString(packed.value)
+    except DecodeError:
+        log.debug("unreadable error details")
     return found
 
 
 @asynccontextmanager
 async def answering(context: grpc.aio.ServicerContext[Any, Any], request_id: str = "") -> AsyncIterator[None]:
-    """Server side: whatever a handler raises becomes a status. Our own faults are logged with the request id and leave no
-    inner text on the wire."""
+    """Server side: whatever a handler raises becomes a status. Our own faults are logged with the request id (made up where
+    the call has none) and leave no inner text on the wire."""
     try:
         yield
     except SpecfleetError as error:
@@ -149,10 +165,11 @@ async def answering(context: grpc.aio.ServicerContext[Any, Any], request_id: str
     except (asyncio.CancelledError, grpc.aio.AbortError):
         raise
     except Exception:
+        request_id = request_id or uuid.uuid4().hex
         log.exception("handler failed", extra={"request_id": request_id})
-        message = f"internal error; the server's log has it under request id {request_id or '(none)'}"
+        message = f"internal error; the server's log has it under request id {request_id}"
         await _abort(context, errors.InternalError(message, request_id=request_id))
 
 
 async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: SpecfleetError) -> None:
-    await context.abort(row_of(error).grpc, error.message, to_trailers(error))
+    await context.abort(row_of(error).grpc, clipped(error.message), to_trailers(error))

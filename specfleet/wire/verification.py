@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from typing import Any, Protocol, TypeVar
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
-from specfleet.core.errors import SpecfleetError
+from specfleet.core.errors import Cancelled, InvalidRequest
 from specfleet.core.protocol import ServerStream, VerifyRequest, VerifyResponse
 from specfleet.core.types import Load, ModelInfo
 from specfleet.v1 import verification_pb2 as pb
 from specfleet.v1 import verification_pb2_grpc as rpc
 from specfleet.wire import codec
 from specfleet.wire.channel import open_channel
-from specfleet.wire.status import answering, from_rpc_error
+from specfleet.wire.status import answering, from_rpc_error, from_status
 
 SERVICE = "specfleet.v1.VerificationService"
 PIECE_BYTES = 1024 * 1024
+STATUS_SECONDS = 1.0
+"""Longest wait for the status of a call whose write failed."""
 
 T = TypeVar("T")
 
@@ -58,7 +62,7 @@ class VerificationService(rpc.VerificationServiceServicer):
     ) -> AsyncIterator[pb.GetTokenizerResponse]:
         async with answering(context):
             for name, content in self._backend.tokenizer_files().items():
-                for at in range(0, len(content), PIECE_BYTES):
+                for at in range(0, len(content) or 1, PIECE_BYTES):
                     yield pb.GetTokenizerResponse(file_name=name, content=content[at : at + PIECE_BYTES])
 
 
@@ -69,7 +73,10 @@ class _GrpcServerStream:
         self._context = context
 
     async def receive(self) -> VerifyRequest | None:
-        message = await self._context.read()
+        try:
+            message = await self._context.read()
+        except DecodeError:
+            raise InvalidRequest.field("message", "is no VerifyRequest: its bytes cannot be decoded") from None
         return None if message is grpc.aio.EOF else codec.verify_request_from_proto(message)
 
     async def send(self, message: VerifyResponse) -> None:
@@ -123,36 +130,49 @@ class _GrpcClientStream:
     def __init__(self, call: Any, target: str) -> None:
         self._call = call
         self._target = target
+        # Iterated, not `call.read()`, which gives nothing more once a write has failed, whatever has arrived by then.
+        self._messages = aiter(call)
+        self._given_up = False
 
     async def send(self, message: VerifyRequest) -> None:
+        """Sending to a stream that the server ended without an error does nothing: `receive` tells that it ended."""
         try:
             await self._call.write(codec.verify_request_to_proto(message))
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error, peer=self._target) from None
-        except grpc.aio.UsageError:
-            # Writing to a call that already ended: its status says why.
-            raise await self._ended() from None
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            await self._check_status()
 
     async def receive(self) -> VerifyResponse | None:
         try:
-            message = await self._call.read()
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error, peer=self._target) from None
-        if message is grpc.aio.EOF:
-            # A stream that the server ended with an error reads as EOF first; the status decides.
-            if await self._call.code() is not grpc.StatusCode.OK:
-                raise await self._ended()
+            message = await anext(self._messages, None)
+        except grpc.aio.AioRpcError:
+            message = None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._given_up and not (task and task.cancelling()):
+                raise Cancelled("the stream was given up") from None
+            raise
+        if message is None:
+            await self._check_status()
             return None
         return codec.verify_response_from_proto(message)
 
     def cancel(self) -> None:
+        self._given_up = True
         self._call.cancel()
 
-    async def _ended(self) -> SpecfleetError:
-        code, details = await self._call.code(), await self._call.details()
-        return from_rpc_error(
-            grpc.aio.AioRpcError(
-                code, await self._call.initial_metadata(), await self._call.trailing_metadata(), details=details
-            ),
-            peer=self._target,
-        )
+    async def _check_status(self) -> None:
+        """Raise the error that ended the call, if it was one. A write that failed leaves a status of grpc's own, until the
+        server's, which has the reason, comes in behind it."""
+        try:
+            async with asyncio.timeout(STATUS_SECONDS):
+                while await self._call.details() == _NO_STATUS_YET:
+                    await asyncio.sleep(0.001)
+        except TimeoutError:
+            pass
+        code = await self._call.code()
+        if code is not grpc.StatusCode.OK:
+            trailers = tuple(await self._call.trailing_metadata() or ())
+            raise from_status(code, await self._call.details() or code.name, trailers, peer=self._target)
+
+
+_NO_STATUS_YET = "Internal error from Core"

@@ -4,44 +4,24 @@ from __future__ import annotations
 
 import os
 import re
-import signal
-import subprocess
-import sys
-import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from specfleet.cli.processes import DaemonProcess
 from support.pair import DRAFT, TARGET
 
-SPECFLEET = str(Path(sys.executable).parent / "specfleet")
 READY_SECONDS = 90.0
 ANY_PORT = "127.0.0.1:0"
 
 
-class Daemon:
-    """One process of ours."""
+class Daemon(DaemonProcess):
+    """One process of ours, started without this test's own settings."""
 
     def __init__(self, *arguments: str) -> None:
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("SPECFLEET_")}
-        self.arguments = arguments
-        self.process = subprocess.Popen(
-            [SPECFLEET, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-        )
-        self.lines: list[str] = []
-        self._ready = threading.Event()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    @property
-    def output(self) -> str:
-        return "\n".join(self.lines)
-
-    @property
-    def address(self) -> str:
-        return self._said("grpc")
+        super().__init__(*arguments, env={key: value for key, value in os.environ.items() if key[:10] != "SPECFLEET_"})
 
     @property
     def rss_bytes(self) -> int:
@@ -51,42 +31,12 @@ class Daemon:
 
     def metric(self, name: str, **labels: str) -> float:
         """The value of one series, or the sum of those that have these labels."""
-        with urllib.request.urlopen(f"http://{self._said('metrics')}/metrics", timeout=10) as reply:
+        with urllib.request.urlopen(f"http://{self.said('metrics')}/metrics", timeout=10) as reply:
             text = reply.read().decode()
         wanted = [f'{key}="{value}"' for key, value in labels.items()]
         rows = re.findall(rf"^{name}(\{{.*\}})? (\S+)$", text, re.MULTILINE)
         assert rows, f"{name} is not exported"
         return sum(float(value) for found, value in rows if all(label in found for label in wanted))
-
-    def wait_ready(self) -> None:
-        assert self._ready.wait(READY_SECONDS) and self.process.poll() is None, f"not ready:\n{self.output}"
-
-    def stop(self) -> int:
-        """SIGTERM; returns the exit code."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        code = self.process.wait(30)
-        self._reader.join(10)
-        return code
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait(10)
-        self._reader.join(10)
-
-    def _said(self, key: str) -> str:
-        found = re.search(rf"^ready .*\b{key}=(\S+)", self.output, re.MULTILINE)
-        assert found, f"no ready line with {key}:\n{self.output}"
-        return found[1]
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.lines.append(line.rstrip("\n"))
-            if line.startswith("ready "):
-                self._ready.set()
-        self._ready.set()
-        self.process.stdout.close()
 
 
 def start_verifier(*arguments: str, model: str | Path = TARGET) -> Daemon:
@@ -102,13 +52,13 @@ def start_drafter(verifier: Daemon, *arguments: str, model: str | Path = DRAFT) 
 def running(daemon: Daemon) -> Iterator[Daemon]:
     """A daemon that is ready, and stops with exit code 0 in the end."""
     try:
-        daemon.wait_ready()
+        daemon.wait_ready(READY_SECONDS)
         yield daemon
         code = daemon.stop()
         assert code == 0, f"exit code {code}:\n{daemon.output}"
         assert "Traceback" not in daemon.output, daemon.output
     finally:
-        daemon.kill()
+        daemon.stop(5)
 
 
 @contextmanager

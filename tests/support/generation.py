@@ -75,7 +75,8 @@ async def serving(generator: Counter, listen: str = "127.0.0.1:0") -> AsyncItera
     """The generator behind a real gRPC server of this process; its address."""
     server = Server()
     server.add_generation(generator)
-    address = await server.start(listen)
+    address = server.bind(listen)
+    await server.start()
     await server.ready(True)
     try:
         yield address

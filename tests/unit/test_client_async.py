@@ -415,7 +415,8 @@ async def test_not_ready_is_seen() -> None:
 
     server = Server()
     server.add_generation(Counter())
-    address = await server.start("127.0.0.1:0")
+    address = server.bind("127.0.0.1:0")
+    await server.start()
     try:
         async with AsyncClient(address) as client:
             (health,) = await client.health()

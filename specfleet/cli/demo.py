@@ -1,0 +1,230 @@
+"""`specfleet demo`: a whole fleet on this machine, a streamed completion, and what speculation was worth.
+
+One verifier and two drafters with the shipped pair, on free ports of the loopback interface. The figures compare the same
+prompts through the drafters and through the verifier alone (target-only), interleaved, in this one run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from specfleet.cli.processes import DaemonProcess
+from specfleet.client import AsyncClient, Client, Reply
+from specfleet.core.errors import ConfigurationError
+from specfleet.core.generation import TokenKind, Tokens
+
+PROMPTS = (
+    "Once upon a time, there was a little fox who",
+    "The old clock in the hall struck nine, and",
+    "Question: Anna has 12 apples and gives 5 of them away. How many are left?\nAnswer:",
+    "def read_lines(path):\n",
+)
+"""Our own, from the kinds of text that the tiny pair was trained on."""
+LOOPBACK = "127.0.0.1:0"
+READY_SECONDS = 120.0
+COLOURS = {TokenKind.ACCEPTED: "green", TokenKind.BONUS: "cyan", TokenKind.RECOVERED: "yellow", TokenKind.TARGET: None}
+DEFINITIONS = (
+    "tokens/s: output tokens over the time from send to last token. acceptance: accepted / drafted and verified."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    verifier: DaemonProcess
+    drafters: tuple[DaemonProcess, ...]
+
+
+@click.command("demo")
+@click.option("--prompt", default=PROMPTS[0], show_default=True, metavar="TEXT", help="What to go on from.")
+@click.option("--max-tokens", default=64, show_default=True, metavar="N", help="Length of each completion.")
+@click.option("--speculation", default="fixed:4", show_default=True, metavar="POLICY", help="Speculation policy.")
+@click.option("--models", type=click.Path(path_type=Path), help="Folder with tiny-target and tiny-draft.")
+@click.option("--stay", is_flag=True, help="Leave the fleet running, with Prometheus where it is installed.")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object on the last line.")
+def command(prompt: str, max_tokens: int, speculation: str, models: Path | None, stay: bool, as_json: bool) -> None:
+    """Start a fleet here, stream a completion, compare with the target alone, stop everything.
+
+    \b
+    specfleet demo
+    specfleet demo --prompt "The dragon said" --speculation stream
+    specfleet demo --stay            # leave it running; Ctrl-C stops it
+    """
+    folder = _models(models)
+    with ExitStack() as stack:
+        click.echo("starting one verifier and two drafters …", nl=False)
+        began = time.monotonic()
+        fleet = _start(stack, folder, speculation)
+        click.echo(f" ready after {time.monotonic() - began:.1f} s")
+        _stream(fleet, prompt, max_tokens)
+        figures = asyncio.run(_measure(fleet, max_tokens))
+        _table(figures)
+        if as_json:
+            click.echo(json.dumps(figures))
+        if stay:
+            _stay(stack, fleet)
+
+
+def _models(folder: Path | None) -> Path:
+    """Where the shipped pair lies: beside the packages in a checkout."""
+    found = folder or Path(__file__).resolve().parents[2] / "models"
+    for name in ("tiny-target", "tiny-draft"):
+        if not (found / name / "config.json").exists():
+            raise ConfigurationError(f"no model in {found / name}; run from a checkout, or say --models FOLDER")
+    return found
+
+
+def _start(stack: ExitStack, models: Path, speculation: str) -> Fleet:
+    def daemon(*arguments: str) -> DaemonProcess:
+        return stack.enter_context(DaemonProcess(*arguments, "--listen", LOOPBACK, "--metrics", LOOPBACK))
+
+    verifier = daemon("verifier", "--model", str(models / "tiny-target"), "--speculation", speculation)
+    verifier.wait_ready(READY_SECONDS)
+    common = ("drafter", "--model", str(models / "tiny-draft"), "--verifier", verifier.address)
+    drafters = tuple(daemon(*common, "--name", name) for name in ("drafter-a", "drafter-b"))
+    for drafter in drafters:
+        drafter.wait_ready(READY_SECONDS)
+    return Fleet(verifier, drafters)
+
+
+def _stream(fleet: Fleet, prompt: str, max_tokens: int) -> None:
+    """One completion as it arrives, coloured by where its tokens came from."""
+    click.echo(f"\n{click.style(prompt, bold=True)}", nl=False)
+    with Client(fleet.drafters[0].address) as client:
+        stream = client.stream(prompt, max_tokens=max_tokens, temperature=0.0)
+        with stream:
+            for event in stream:
+                _show(event)
+    legend = ", ".join(click.style(kind.value, fg=colour) for kind, colour in COLOURS.items())
+    click.echo(f"\n\n({legend} tokens; the text is exactly the target's own)")
+
+
+def _show(event: Tokens) -> None:
+    for kind, piece in zip(event.kinds, event.pieces, strict=False):
+        click.echo(click.style(piece, fg=COLOURS[kind]), nl=False)
+    click.echo(event.text[sum(map(len, event.pieces)) :], nl=False)
+
+
+async def _measure(fleet: Fleet, max_tokens: int) -> dict[str, Any]:
+    """The same prompts through the drafters and through the verifier alone, in turns; then all at once."""
+    targets = [drafter.address for drafter in fleet.drafters]
+    fast: list[Reply] = []
+    plain: list[Reply] = []
+    for number, prompt in enumerate(PROMPTS):
+        fast += await _run([targets[number % len(targets)]], [prompt], max_tokens)
+        plain += await _run([fleet.verifier.address], [prompt], max_tokens)
+    if [reply.token_ids for reply in fast] != [reply.token_ids for reply in plain]:
+        raise ConfigurationError("the texts with and without speculation differ; please report this as a bug")
+    together = list(PROMPTS) * 2
+    start = time.monotonic()
+    many = await _run(targets, together, max_tokens)
+    middle = time.monotonic()
+    many_plain = await _run([fleet.verifier.address], together, max_tokens)
+    end = time.monotonic()
+    return {
+        "one_stream": _figures(fast, _speed(fast), _speed(plain)),
+        "eight_streams": _figures(many, _total(many) / (middle - start), _total(many_plain) / (end - middle)),
+    }
+
+
+async def _run(targets: Sequence[str], prompts: Sequence[str], max_tokens: int) -> list[Reply]:
+    """All prompts at once, spread over the servers."""
+    clients = [AsyncClient(target) for target in targets]
+    try:
+        return await asyncio.gather(
+            *(
+                clients[number % len(clients)].generate(prompt, max_tokens=max_tokens, temperature=0.0)
+                for number, prompt in enumerate(prompts)
+            )
+        )
+    finally:
+        for client in clients:
+            await client.close()
+
+
+def _total(replies: Sequence[Reply]) -> int:
+    return sum(len(reply.token_ids) for reply in replies)
+
+
+def _speed(replies: Sequence[Reply]) -> float:
+    """Median tokens per second of single streams."""
+    return statistics.median(len(reply.token_ids) / reply.timing.total_s for reply in replies)
+
+
+def _figures(replies: Sequence[Reply], speed: float, plain: float) -> dict[str, Any]:
+    rounds = sum(reply.speculation.rounds for reply in replies)
+    drafted = sum(reply.speculation.drafted for reply in replies)
+    accepted = sum(reply.speculation.accepted for reply in replies)
+    lengths = [length for reply in replies for length in reply.speculation.lengths]
+    return {
+        "tokens_per_s": speed,
+        "target_only_tokens_per_s": plain,
+        "ratio": speed / plain,
+        "acceptance_rate": accepted / drafted if drafted else None,
+        "mean_accepted_length": 1 + accepted / rounds if rounds else None,
+        "mean_length": statistics.fmean(lengths) if lengths else 0.0,
+        "max_length": max(lengths, default=0),
+    }
+
+
+def _table(figures: dict[str, Any]) -> None:
+    def cell(value: float | None, form: str) -> str:
+        return "–" if value is None else format(value, form)
+
+    click.echo(
+        f"\n{'':14}{'tokens/s':>10}{'target-only':>13}{'ratio':>8}{'acceptance':>12}{'accepted len':>14}{'drafted len':>13}"
+    )
+    for name, row in figures.items():
+        click.echo(
+            f"{name.replace('_', ' '):14}{row['tokens_per_s']:>10.1f}{row['target_only_tokens_per_s']:>13.1f}"
+            f"{row['ratio']:>7.2f}x{cell(row['acceptance_rate'], '.2f'):>12}"
+            f"{cell(row['mean_accepted_length'], '.2f'):>14}{row['mean_length']:>13.2f}"
+        )
+    click.echo(DEFINITIONS)
+
+
+def _stay(stack: ExitStack, fleet: Fleet) -> None:
+    """Until Ctrl-C."""
+    click.echo(f"\nverifier {fleet.verifier.address}, metrics http://{fleet.verifier.said('metrics')}/metrics")
+    for drafter in fleet.drafters:
+        click.echo(f"drafter  {drafter.address}, metrics http://{drafter.said('metrics')}/metrics")
+    click.echo(f'\nspecfleet generate "Once upon a time" --server {fleet.drafters[0].address}')
+    _prometheus(stack, fleet)
+    click.echo("Ctrl-C stops it.")
+    while all(daemon.process.poll() is None for daemon in (fleet.verifier, *fleet.drafters)):
+        time.sleep(0.5)
+    raise ConfigurationError("a daemon of the fleet has ended")
+
+
+def _prometheus(stack: ExitStack, fleet: Fleet) -> None:
+    """Scrape the fleet, where Prometheus is installed."""
+    program = shutil.which("prometheus")
+    if program is None:
+        click.echo("Prometheus is not installed here; the metrics above are plain HTTP")
+        return
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    targets = [daemon.said("metrics") for daemon in (fleet.verifier, *fleet.drafters)]
+    job = {"job_name": "specfleet", "scrape_interval": "2s", "static_configs": [{"targets": targets}]}
+    # JSON is YAML.
+    (folder / "prometheus.yml").write_text(json.dumps({"scrape_configs": [job]}))
+    arguments = ["--config.file", f"{folder}/prometheus.yml", "--storage.tsdb.path", f"{folder}/data"]
+    process = subprocess.Popen(
+        [program, *arguments, "--web.listen-address", "127.0.0.1:9090"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    stack.callback(process.wait)
+    stack.callback(process.terminate)
+    click.echo("Prometheus: http://127.0.0.1:9090")
