@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from specfleet.core.step import DraftDistribution
-from specfleet.engine.sampling import exponential_race
+from specfleet.engine.sampling import draw
 
 
 def match(target: Sequence[int], draft: Sequence[int]) -> tuple[int, list[int]]:
@@ -113,4 +113,4 @@ def reject_batch(
         residual = final.scatter_add(-1, drafts.ids[item, place], -q).clamp_(min=0.0)
         # p == q up to rounding leaves nothing to recover from; then p itself is the limit.
         final = torch.where(residual.sum(-1, keepdim=True) > 0, residual, final)
-    return accepted, exponential_race(final, generator)
+    return accepted, draw(final, generator)

@@ -13,7 +13,7 @@ from specfleet.core.step import DraftDistribution, StepItem, StepResult
 from specfleet.core.types import DRAFT_SUPPORT_LIMIT
 from specfleet.engine.acceptance import SparseDrafts, match, reject_batch
 from specfleet.engine.noise import gumbel, noise_keys
-from specfleet.engine.sampling import Truncation, exponential_race, process, top_support
+from specfleet.engine.sampling import Truncation, draw, process, top_support
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ class Chooser:
         if truncation.temperature == 0.0:
             return {c.first_row: DraftDistribution((int(out[c.first_row]),), (1.0,)) for c in members}
         ids, logs = top_support(process(logits[rows], truncation), DRAFT_SUPPORT_LIMIT)
-        places = exponential_race(logs.exp(), self.generator)
+        places = draw(logs.exp(), self.generator)
         seeded = [i for i, c in enumerate(members) if c.item.sampling.seed is not None]
         if seeded:
             keys = self._keys([members[i] for i in seeded])

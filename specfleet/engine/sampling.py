@@ -72,7 +72,10 @@ def top_support(scores: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Te
     return ids, torch.log_softmax(best, dim=-1)
 
 
-def exponential_race(probabilities: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """One draw from each row of unnormalised probabilities, int64 (rows,): the smallest E / p wins, E ~ Exp(1)."""
-    noise = torch.empty_like(probabilities).exponential_(generator=generator)
-    return (probabilities / noise).argmax(-1)
+def draw(probabilities: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """One draw from each row of unnormalised probabilities, int64 (rows,), by inversion in float64: never a token of
+    probability 0, and one uniform a row, as in the reference."""
+    cumulative = probabilities.cumsum(-1, dtype=torch.float64)
+    uniforms = torch.rand((len(cumulative), 1), generator=generator, dtype=torch.float64, device=cumulative.device)
+    wanted = uniforms.clamp_(max=1.0 - 2.0**-40) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, wanted, right=True)[:, 0].clamp_(max=cumulative.shape[-1] - 1)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from specfleet.engine.sampling import Truncation, exponential_race, process, top_support
+from specfleet.engine.sampling import Truncation, draw, process, top_support
 
 VOCABULARY = 500
 
@@ -93,12 +93,12 @@ def test_top_support_is_renormalised() -> None:
     assert torch.equal(ids[:, 0], logits().argmax(-1))
 
 
-def test_the_race_draws_from_its_probabilities() -> None:
+def test_draws_follow_their_probabilities() -> None:
     """A token of probability 0 never wins and the others win in proportion."""
     generator = torch.Generator().manual_seed(1)
     p = torch.tensor([0.5, 0.0, 0.25, 0.25]).repeat(20_000, 1)
 
-    counts = torch.bincount(exponential_race(p, generator), minlength=4) / 20_000
+    counts = torch.bincount(draw(p, generator), minlength=4) / 20_000
 
     assert counts[1] == 0
     torch.testing.assert_close(counts, p[0], rtol=0, atol=0.015)
