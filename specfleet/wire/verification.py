@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Mapping
-from typing import Any, Protocol, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar, cast
 
 import grpc
 import grpc.aio
@@ -21,8 +22,8 @@ from specfleet.wire.status import answering, from_rpc_error, from_status
 
 SERVICE = "specfleet.v1.VerificationService"
 PIECE_BYTES = 1024 * 1024
-STATUS_SECONDS = 1.0
-"""Longest wait for the status of a call whose write failed."""
+STATUS_TRIES = 1000
+"""Milliseconds to wait for the status of a call that has ended."""
 
 T = TypeVar("T")
 
@@ -125,21 +126,29 @@ class GrpcVerifierConnection:
 
 
 class _GrpcClientStream:
-    """ClientStream over one RPC's call."""
+    """ClientStream over one RPC's call.
+
+    When the server ends a stream while a write is under way, grpc puts a status of its own over the server's, and
+    `call.read()` gives nothing more, whatever has arrived by then. So messages are iterated, which ends behind the last
+    one, and the first true status is noted when it comes.
+    """
 
     def __init__(self, call: Any, target: str) -> None:
         self._call = call
         self._target = target
-        # Iterated, not `call.read()`, which gives nothing more once a write has failed, whatever has arrived by then.
         self._messages = aiter(call)
         self._given_up = False
+        self._status: _Status | None = None
+        call.add_done_callback(self._note)
 
     async def send(self, message: VerifyRequest) -> None:
-        """Sending to a stream that the server ended without an error does nothing: `receive` tells that it ended."""
+        """Sending to a stream that has ended raises its error if that is known by now; else `receive` will tell."""
         try:
             await self._call.write(codec.verify_request_to_proto(message))
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            await self._check_status()
+            self._note(self._call)
+            self._check()
+            await asyncio.sleep(0)
 
     async def receive(self) -> VerifyResponse | None:
         try:
@@ -151,28 +160,51 @@ class _GrpcClientStream:
             if self._given_up and not (task and task.cancelling()):
                 raise Cancelled("the stream was given up") from None
             raise
-        if message is None:
-            await self._check_status()
-            return None
-        return codec.verify_response_from_proto(message)
+        if message is not None:
+            return codec.verify_response_from_proto(message)
+        await self._ended()
+        self._check()
+        return None
 
     def cancel(self) -> None:
         self._given_up = True
         self._call.cancel()
 
-    async def _check_status(self) -> None:
-        """Raise the error that ended the call, if it was one. A write that failed leaves a status of grpc's own, until the
-        server's, which has the reason, comes in behind it."""
-        try:
-            async with asyncio.timeout(STATUS_SECONDS):
-                while await self._call.details() == _NO_STATUS_YET:
-                    await asyncio.sleep(0.001)
-        except TimeoutError:
-            pass
-        code = await self._call.code()
-        if code is not grpc.StatusCode.OK:
-            trailers = tuple(await self._call.trailing_metadata() or ())
-            raise from_status(code, await self._call.details() or code.name, trailers, peer=self._target)
+    def _note(self, call: Any) -> None:
+        """Keep the call's status, if it is the first that is not a failed write's."""
+        if self._status is None and call.done():
+            status = _Status(_result(call.code()), _result(call.details()), _result(call.trailing_metadata()))
+            self._status = None if status.details == _FAILED_WRITE else status
+
+    async def _ended(self) -> None:
+        """Wait for the true status. It is due, now that all messages are read."""
+        for _ in range(STATUS_TRIES):
+            self._note(self._call)
+            if self._status is not None:
+                return
+            await asyncio.sleep(0.001)
+        self._status = _Status(grpc.StatusCode.UNAVAILABLE, "the stream broke")
+
+    def _check(self) -> None:
+        if self._status is not None and self._status.code is not grpc.StatusCode.OK:
+            code, details, trailers = self._status.code, self._status.details, self._status.trailers
+            raise from_status(code, details or code.name, tuple(trailers or ()), peer=self._target)
 
 
-_NO_STATUS_YET = "Internal error from Core"
+@dataclass(frozen=True, slots=True)
+class _Status:
+    code: grpc.StatusCode
+    details: str | None
+    trailers: Any = None
+
+
+_FAILED_WRITE = "Internal error from Core"
+
+
+def _result(coroutine: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine that has nothing to wait for."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        return cast(T, done.value)
+    raise AssertionError("asked for the status of a call that has none")
