@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from drafter.speculators import Guess
-from specfleet.core.errors import SpecfleetError
+from specfleet.core.errors import Overloaded, SpecfleetError
 from specfleet.core.step import Engine, StepItem, StepResult
 from specfleet.core.types import SamplingParams
 
@@ -106,6 +106,10 @@ class DraftBatcher:
             return
         try:
             results = await self._engine.step(items)
+        except Overloaded:
+            # A page shared with another line had to be copied, which is more than the count above knows.
+            self._make_room()
+            return
         except SpecfleetError as error:
             for job in jobs:
                 self._end(job, error)
@@ -117,11 +121,15 @@ class DraftBatcher:
         self._jobs.sort(key=lambda job: id(job) in served)
 
     def _batch(self) -> tuple[list[Job], list[StepItem]]:
+        for job in self._jobs:
+            # Before counting free pages: opening takes those that the prefix cache has of this text.
+            self._open(job)
         tokens, pages = self._max_step_tokens, self._engine.free_pages
         jobs, items = [], []
         for job in self._jobs:
-            feed = self._feed(job, min(PREFILL_CHUNK, tokens))
-            needed = self._pages(len(job.line.held) + len(feed)) - self._pages(len(job.line.held))
+            held = len(job.line.held)
+            feed = job.text[held : held + min(PREFILL_CHUNK, tokens)]
+            needed = self._pages(held + len(feed)) - self._pages(held)
             if not feed or needed > pages:
                 continue
             tokens, pages = tokens - len(feed), pages - needed
@@ -129,13 +137,12 @@ class DraftBatcher:
             items.append(self._item(job, feed))
         return jobs, items
 
-    def _feed(self, job: Job, most: int) -> list[int]:
-        line, text = job.line, job.text
+    def _open(self, job: Job) -> None:
+        line = job.line
         if not line.opened:
-            line.held = text[: self._engine.open(line.sequence, text)]
+            line.held = job.text[: self._engine.open(line.sequence, job.text)]
             line.opened = True
             self._lines[line.sequence] = line
-        return text[len(line.held) : len(line.held) + most]
 
     def _item(self, job: Job, feed: list[int]) -> StepItem:
         sampling = job.line.sampling

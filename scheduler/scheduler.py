@@ -10,6 +10,7 @@ import numpy as np
 from scheduler import batching, speculation
 from scheduler.budget import StepBudget, pages
 from scheduler.types import ItemOutcome, Outcome, Plan, SessionRecord
+from specfleet.core.step import PAGE_SIZE
 from specfleet.core.types import LOCAL, Grant, Mode
 
 
@@ -21,7 +22,7 @@ class SchedulerConfig:
     """Batching policy, by name."""
     max_step_tokens: int = 512
     """Most tokens in one step."""
-    page_size: int = 16
+    page_size: int = PAGE_SIZE
     """Tokens in a KV page."""
     draft_wait_seconds: float = 1.0
     """In ROUND, how long to wait for a draft before the verifier decodes without it."""

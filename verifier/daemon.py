@@ -9,6 +9,7 @@ import time
 from contextlib import AsyncExitStack
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import uvloop
 from prometheus_client import CollectorRegistry
@@ -18,7 +19,6 @@ from specfleet.core.config import describe
 from specfleet.core.errors import InternalError
 from specfleet.core.signals import stop_requested
 from specfleet.core.types import ModelInfo
-from specfleet.engine import EngineConfig, TorchEngine
 from specfleet.observability import log as logs
 from specfleet.observability.grpc_server import GrpcServerMetrics
 from specfleet.observability.registry import MetricsServer
@@ -28,6 +28,9 @@ from specfleet.wire.server import Server
 from verifier.config import VerifierConfig
 from verifier.loop import BatchLoop
 from verifier.verifier import Limits, TargetOnly, Verifier
+
+if TYPE_CHECKING:
+    from specfleet.engine import TorchEngine
 
 log = logging.getLogger(__name__)
 
@@ -46,11 +49,11 @@ async def _serve(config: VerifierConfig) -> int:
         server = Server(interceptors=(GrpcServerMetrics(registry),))
         address = server.bind(config.listen)
         metrics = _metrics(config, registry, stack)
+        scheduler = Scheduler(_scheduler_config(config))
         tokenizer = Tokenizer.from_folder(config.model)
         engine = _engine(config)
         stack.callback(engine.shutdown)
         observer = VerifierMetrics(registry)
-        scheduler = Scheduler(_scheduler_config(config, engine))
         loop = BatchLoop(engine, scheduler, time.monotonic, observer)
         registry.register(VerifierGauges(_Gauges(loop, engine)))
         verifier = _verifier(config, loop, engine, tokenizer, address, observer)
@@ -74,6 +77,9 @@ async def _serve(config: VerifierConfig) -> int:
 
 
 def _engine(config: VerifierConfig) -> TorchEngine:
+    # Imported here: torch takes seconds, and whatever else can be wrong is said before.
+    from specfleet.engine import EngineConfig, TorchEngine
+
     return TorchEngine(
         EngineConfig(
             model=config.model,
@@ -86,12 +92,11 @@ def _engine(config: VerifierConfig) -> TorchEngine:
     )
 
 
-def _scheduler_config(config: VerifierConfig, engine: TorchEngine) -> SchedulerConfig:
+def _scheduler_config(config: VerifierConfig) -> SchedulerConfig:
     return SchedulerConfig(
         speculation=config.speculation,
         batching=config.batching,
         max_step_tokens=config.max_step_tokens,
-        page_size=engine.page_size,
         draft_wait_seconds=config.draft_wait_seconds,
         seed=config.seed if config.seed is not None else int.from_bytes(os.urandom(4), "little"),
     )

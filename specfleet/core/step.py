@@ -8,6 +8,9 @@ from typing import Protocol
 
 from specfleet.core.types import SamplingParams
 
+PAGE_SIZE = 16
+"""Tokens in a KV page."""
+
 
 @dataclass(frozen=True, slots=True)
 class DraftDistribution:

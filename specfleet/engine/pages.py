@@ -26,8 +26,8 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 
 from specfleet.core.errors import InternalError, Overloaded
+from specfleet.core.step import PAGE_SIZE
 
-PAGE_SIZE = 16
 """Tokens in a page."""
 
 _ROOT = b"specfleet"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import grpc
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -49,17 +51,9 @@ class Server:
         Raises:
             ConfigurationError: naming the address.
         """
-        host, _, _ = check_target(listen).rpartition(":")
-        try:
-            bound = self._server.add_insecure_port(listen)
-        except RuntimeError:
-            bound = 0
-        if bound == 0:
-            raise ConfigurationError(
-                f"cannot listen on {listen}: the port is in use or the address is not this machine's; "
-                f"choose another one, or port 0 for any free port"
-            )
-        return f"{host}:{bound}"
+        host, _, port = check_target(listen).rpartition(":")
+        _try_bind(host.strip("[]"), int(port), listen)
+        return f"{host}:{self._server.add_insecure_port(listen)}"
 
     async def start(self) -> None:
         """Answer calls: alive, not ready yet."""
@@ -80,3 +74,17 @@ class Server:
     async def _set(self, name: str, serving: bool) -> None:
         status = health_pb2.HealthCheckResponse
         await self._health.set(name, status.SERVING if serving else status.NOT_SERVING)
+
+
+def _try_bind(host: str, port: int, listen: str) -> None:
+    """Bind once with a plain socket: gRPC's own failure says nothing of the reason, and prints lines of its own."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot listen on {listen}: {(error.strerror or str(error)).lower()}; "
+            f"choose another address, or port 0 for any free port"
+        ) from None
