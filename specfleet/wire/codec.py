@@ -190,7 +190,8 @@ def _distribution(proto: verification_pb2.DraftDistribution) -> DraftDistributio
     if len(set(ids)) != len(ids):
         raise InvalidRequest.field("distributions", "names a token id twice")
     if not all(math.isfinite(p) and p > 0 for p in chances) or abs(math.fsum(chances) - 1) > 1e-3:
-        raise InvalidRequest.field("distributions", f"sums to {math.fsum(chances):g}, must be positive and sum to 1")
+        # sum, since fsum raises over infinities of both signs.
+        raise InvalidRequest.field("distributions", f"sums to {sum(chances):g}, must be positive and sum to 1")
     return DraftDistribution(ids, chances)
 
 

@@ -86,7 +86,9 @@ PROTO_DRAFTS = st.builds(
         st.builds(
             verification_pb2.DraftDistribution,
             token_ids=st.lists(st.integers(0, 3), max_size=3),
-            probabilities=st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0, -1.0, float("nan"), float("inf")]), max_size=3),
+            probabilities=st.lists(
+                st.sampled_from([0.0, 0.25, 0.5, 1.0, -1.0, float("nan"), float("inf")]), max_size=3
+            ),
         ),
         max_size=4,
     ),

@@ -122,9 +122,7 @@ def verdicts(draw: st.DrawFn) -> Verdict:
     )
 
 
-OPENED = st.builds(
-    Opened, grant=GRANTS, model=MODELS, prompt_tokens=COUNTS, cached_tokens=COUNTS, verifier=TEXTS
-)
+OPENED = st.builds(Opened, grant=GRANTS, model=MODELS, prompt_tokens=COUNTS, cached_tokens=COUNTS, verifier=TEXTS)
 FINISHED = st.builds(Finished, st.sampled_from(FinishReason), USAGES)
 REQUESTS = OPENS | drafts() | shadows() | st.just(Close())
 RESPONSES = OPENED | verdicts() | FINISHED
@@ -133,9 +131,7 @@ SOME_TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)
 _INPUTS = st.one_of(
     st.fixed_dictionaries({"prompt": SOME_TEXT}),
     st.fixed_dictionaries({"prompt_token_ids": ids(1)}),
-    st.fixed_dictionaries(
-        {"chat": st.lists(st.builds(ChatMessage, TEXTS, TEXTS), min_size=1, max_size=3).map(tuple)}
-    ),
+    st.fixed_dictionaries({"chat": st.lists(st.builds(ChatMessage, TEXTS, TEXTS), min_size=1, max_size=3).map(tuple)}),
 )
 GENERATIONS = _INPUTS.flatmap(
     lambda given: st.builds(
