@@ -20,10 +20,11 @@ class StepBudget:
         self.items: list[PlanItem] = []
         self._page_size = page_size
 
-    def verify(self, record: SessionRecord) -> bool:
-        """Take a session that has one token to decode from, with as much of its draft as it was granted and fits."""
+    def verify(self, record: SessionRecord, spare: int = 0) -> bool:
+        """Take a session that has one token to decode from, with as much of its draft as it was granted and fits. `spare`
+        tokens of the step stay for others."""
         draft = min(record.drafted, record.grant.length) if record.grant.mode is not Mode.LOCAL else 0
-        draft = min(draft, self.tokens - record.behind)
+        draft = min(draft, self.tokens - spare - record.behind, self._room(record) - record.behind)
         return draft >= 0 and self._take(record, PlanItem(record.session, record.behind, draft, sample=True))
 
     def prefill(self, record: SessionRecord) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 
@@ -70,12 +71,12 @@ class Scheduler:
         """
         ready = [record for record in self._records.values() if self._ready(record, now)]
         if not ready:
-            return Plan(wake_at=self._next_deadline())
+            return Plan(wake_at=self._next_deadline(now))
         budget = StepBudget(self.config.max_step_tokens, free_pages, self.config.page_size)
         self._batching.fill(ready, budget, now)
         if budget.items:
             return Plan(tuple(budget.items))
-        return self._preempt(ready)
+        return self._preempt(ready, now)
 
     def commit(self, outcome: Outcome, now: float) -> dict[int, Grant]:
         """Learn from a step; returns the next grant of every session that got a verdict."""
@@ -113,15 +114,19 @@ class Scheduler:
             return True
         return record.drafted >= record.grant.length or record.draft_complete or now >= record.draft_deadline
 
-    def _next_deadline(self) -> float | None:
-        return min((record.draft_deadline for record in self._records.values()), default=None)
+    def _next_deadline(self, now: float) -> float | None:
+        """When the first of those who wait for a draft stops waiting."""
+        return min((record.draft_deadline for record in self if not self._ready(record, now)), default=None)
 
-    def _preempt(self, ready: list[SessionRecord]) -> Plan:
-        """Nobody fits: the youngest session with pages gives them back, never the oldest one of all."""
-        holders = sorted((record for record in self if record.computed), key=lambda record: record.opened_at)
-        oldest = min(ready, key=lambda record: record.opened_at)
-        victims = [record.session for record in holders if record is not oldest]
-        return Plan(preempt=tuple(victims[-1:]), wake_at=None)
+    def _preempt(self, ready: list[SessionRecord], now: float) -> Plan:
+        """Nobody fits: the youngest session with pages gives them back, if it is younger than the oldest one that is ready.
+        Else those that are ready wait for older ones, which their draft or its deadline will wake."""
+        age = attrgetter("opened_at", "session")
+        oldest = age(min(ready, key=age))
+        younger = [record for record in self if record.computed and age(record) > oldest]
+        if not younger:
+            return Plan(wake_at=self._next_deadline(now))
+        return Plan(preempt=(max(younger, key=age).session,))
 
     def check_integrity(self) -> None:
         """Raises AssertionError where a count cannot be right. Called by tests after every event."""

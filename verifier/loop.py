@@ -195,7 +195,9 @@ class BatchLoop:
         if session.pending or session.complete:
             self._scheduler.drafted(session.number, session.pending, session.complete, now)
         self._observer.session_opened(session.resumed)
-        session.opened.set_result(self._grant(session, grant))
+        granted = self._grant(session, grant)
+        if not session.opened.done():  # its owner was cancelled while it waited, and has yet to withdraw it
+            session.opened.set_result(granted)
 
     def _preempt(self, plan: Plan) -> None:
         """Give back the pages of who must wait; everything it knows is computed again when there is room."""

@@ -20,7 +20,7 @@ from specfleet.core.step import DraftDistribution, StepResult
 from specfleet.core.types import FinishReason, Grant, Mode, SamplingParams, Usage
 
 MAX_PENDING = 64
-"""Most drafted tokens kept waiting for one session."""
+"""Most drafted tokens kept waiting for one session; fewer near its end, where the last token is the target's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,8 +188,10 @@ class Session:
             fresh, skip, at = fresh[overlap:], skip + overlap, at + overlap
         if not fresh:
             return 0
-        self._trimmed = at + len(fresh) > MAX_PENDING
-        self._pending[at:] = fresh[: MAX_PENDING - at]
+        # A step that went beyond the room would be refused as a whole, everybody else's part of it included.
+        room = max(0, min(MAX_PENDING, self._last - 1 - known) - at)
+        self._trimmed = len(fresh) > room
+        self._pending[at:] = fresh[:room]
         if draft.q is not None:
-            self._pending_q[at:] = draft.q[skip:][: MAX_PENDING - at]
+            self._pending_q[at:] = draft.q[skip:][:room]
         return 0

@@ -118,6 +118,8 @@ class Verifier:
             match message:
                 case Draft():
                     self._check_tokens("token_ids", message.tokens)
+                    for q in message.q or ():
+                        self._check_tokens("distributions", q.token_ids)
                     self._loop.offer(session, message)
                 case Close():
                     return

@@ -1,5 +1,5 @@
 """`fifo`: first come, first served, by the time since which a session waits. Prefill takes what verification leaves, and a
-quarter of the step at least, so that neither starves the other."""
+quarter of the step at least, so that neither starves the other; what prefill leaves of that goes to verification again."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Fifo:
     def fill(self, ready: Sequence[SessionRecord], budget: StepBudget, now: float) -> None:
         waiting = sorted(ready, key=attrgetter("ready_at", "session"))
         prefills = [record for record in waiting if record.prefilling]
-        kept = budget.tokens // PREFILL_SHARE if prefills else 0
-        for record in waiting:
-            if not record.prefilling and budget.tokens > kept:
-                budget.verify(record)
+        kept = -(-budget.tokens // PREFILL_SHARE) if prefills else 0
+        left = [record for record in waiting if not record.prefilling and not budget.verify(record, kept)]
         for record in prefills:
             budget.prefill(record)
+        for record in left:
+            budget.verify(record)
