@@ -104,10 +104,20 @@ def specfleet_attention(
         specfleet.trace.append(AttentionCall(layer, shape, sliding_window, softcap))
     if specfleet.pool is None:
         return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3]), None
-    specfleet.pool.write(layer, specfleet.batch.slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
-    attend = _varlen if specfleet.backend == "varlen" else _sdpa
-    keys, values = specfleet.pool.keys[layer], specfleet.pool.values[layer]
-    return attend(specfleet, query, keys, values, Look(scale, sliding_window, softcap))[None], None
+    packed = (each[0].transpose(0, 1) for each in (query, key, value))
+    return paged_attention(specfleet, layer, *packed, Look(scale, sliding_window, softcap))[None], None
+
+
+def paged_attention(
+    context: AttentionContext, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, look: Look
+) -> torch.Tensor:
+    """Write this step's keys and values, then attend: query (tokens, heads, dim), key and value (tokens, kv_heads, dim) in,
+    (tokens, heads, value dim) out."""
+    pool = context.pool
+    assert pool is not None
+    pool.write(layer, context.batch.slots, key, value)
+    attend = _varlen if context.backend == "varlen" else _sdpa
+    return attend(context, query, pool.keys[layer], pool.values[layer], look)
 
 
 def _varlen(
@@ -119,7 +129,7 @@ def _varlen(
         raise ModelLoadError("attention backend varlen has no logit softcap, which this model needs; choose sdpa")
     batch = context.batch
     out = varlen_attn(
-        query[0].transpose(0, 1),
+        query,
         keys,
         values,
         batch.cumulative_queries,
@@ -144,25 +154,25 @@ def _sdpa(
     groups = context.batch.groups
     if len(groups) == 1 and groups[0].rows is None:
         return _attend(groups[0], query, keys, values, look)
-    out = query.new_empty(query.shape[2], query.shape[1], values.shape[3])
+    out = query.new_empty(query.shape[0], query.shape[1], values.shape[3])
     for group in groups:
         if group.rows is None:
-            first, count = group.first, len(group.members) * group.queries
-            out[first : first + count] = _attend(group, query[:, :, first : first + count], keys, values, look)
+            part = slice(group.first, group.first + len(group.members) * group.queries)
+            out[part] = _attend(group, query[part], keys, values, look)
         else:
-            padded = _attend(group, query[:, :, group.rows], keys, values, look)
+            padded = _attend(group, query[group.rows], keys, values, look)
             out[group.rows[group.padded_rows]] = padded[group.padded_rows]
     return out
 
 
 def _attend(group: Group, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, look: Look) -> torch.Tensor:
-    """One padded call: query (1, heads, members * queries, dim) in, (members * queries, heads, value dim) out.
+    """One padded call: query (members * queries, heads, dim) in, (members * queries, heads, value dim) out.
 
     Grouped-query attention: the query heads that share a key head become further query rows of that head, so keys and
     values are never repeated.
     """
-    members, queries, kv_heads = len(group.members), group.queries, keys.shape[2]
-    share = query.shape[1] // kv_heads
+    members, queries, heads, kv_heads = len(group.members), group.queries, query.shape[1], keys.shape[2]
+    share = heads // kv_heads
     if group.span is not None:
         k, v = keys[group.span[0] : group.span[1]], values[group.span[0] : group.span[1]]
     else:
@@ -170,18 +180,23 @@ def _attend(group: Group, query: torch.Tensor, keys: torch.Tensor, values: torch
     k = k.view(members, -1, kv_heads, keys.shape[3]).transpose(1, 2)
     v = v.view(members, -1, kv_heads, values.shape[3]).transpose(1, 2)
     q = (
-        query.view(kv_heads, share, members, queries, -1)
-        .permute(2, 0, 1, 3, 4)
+        query.view(members, queries, kv_heads, share, -1)
+        .permute(0, 2, 3, 1, 4)
         .reshape(members, kv_heads, share * queries, -1)
     )
-    mask = group.mask(look.window, share, query.dtype)
+    if group.single is None:
+        mask = group.mask(look.window, share, query.dtype)
+    else:  # one query at position `single` sees the keys up to its own, no mask needed
+        first = 0 if look.window is None else max(0, group.single + 1 - look.window)
+        k, v, mask = k[:, :, first : group.single + 1], v[:, :, first : group.single + 1], None
     if look.softcap is None:
         out = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=look.scale)
     else:
-        scores = torch.tanh(torch.matmul(q, k.transpose(2, 3)) * (look.scale / look.softcap)) * look.softcap + mask
+        scores = torch.tanh(torch.matmul(q, k.transpose(2, 3)) * (look.scale / look.softcap)) * look.softcap
+        scores = scores if mask is None else scores + mask
         out = torch.matmul(torch.softmax(scores, dim=-1, dtype=torch.float32).to(v.dtype), v)
     out = out.view(members, kv_heads, share, queries, -1).permute(0, 3, 1, 2, 4)
-    return out.reshape(members * queries, kv_heads * share, -1)
+    return out.reshape(members * queries, heads, -1)
 
 
 def register() -> None:

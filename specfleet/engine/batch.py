@@ -47,12 +47,15 @@ class Group:
     """Pages to gather, int64 (members * pages,), short block tables filled up with page 0 (masked)."""
     span: tuple[int, int] | None
     """(first page, last page + 1) where the one member's pages are neighbours: a view then replaces the gather."""
-    rows: torch.Tensor | None
-    """Token index of each padded query, int64 (members * queries,); None where the tokens are [first, first + n) unpadded."""
+    single: int | None
+    """Position of the query where there is but one: no mask needed then."""
     first: int
+    """Token index of the first query."""
     positions: torch.Tensor
     """Absolute position of each padded query, int64 (members, queries)."""
-    padded_rows: torch.Tensor | None = None
+    rows: torch.Tensor | None
+    """Token index of each padded query, int64 (members * queries,); None where they are simply `first` and on, unpadded."""
+    padded_rows: torch.Tensor | None
     """Where `rows` is set: the padded queries that are real, int64 (tokens of the group,), in token order."""
     masks: dict[tuple[int | None, int], torch.Tensor] = field(default_factory=dict)
     """Additive masks by (sliding window, query heads per key head)."""
@@ -63,12 +66,11 @@ class Group:
         found = self.masks.get((window, share))
         if found is None:
             keys = torch.arange(self.pages * PAGE_SIZE, device=self.positions.device)
-            position = self.positions[:, :, None]
-            hidden = keys > position
+            positions = self.positions.repeat(1, share)[:, None, :, None]
+            seen = keys <= positions
             if window is not None:
-                hidden |= keys <= position - window
-            found = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, float("-inf"))
-            found = found.repeat(1, share, 1)[:, None]
+                seen &= keys > positions - window
+            found = torch.where(seen, 0.0, float("-inf")).to(dtype)
             self.masks[window, share] = found
         return found
 
@@ -82,18 +84,20 @@ class StepBatch:
     def __init__(self, spans: Sequence[Span], device: torch.device) -> None:
         self.spans = spans
         self.device = device
-        counts = np.array([span.count for span in spans])
-        self.offsets = np.concatenate(([0], np.cumsum(counts)))
-        self.tokens = int(self.offsets[-1])
-        positions = np.concatenate([np.arange(span.start, span.end) for span in spans])
-        slots = np.concatenate([_slots(span) for span in spans])
-        tokens = np.concatenate([np.asarray(span.tokens, dtype=np.int64) for span in spans])
-        rows = np.concatenate(
-            [np.arange(end - span.rows, end) for span, end in zip(spans, self.offsets[1:], strict=True)]
-        )
-        packed = torch.from_numpy(np.concatenate([tokens, positions, slots, rows])).to(device)
-        n = self.tokens
-        self.token_ids, self.position_ids = packed[:n][None], packed[n : 2 * n][None]
+        tokens: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        rows: list[int] = []
+        self.offsets = [0]
+        for span in spans:
+            tokens.extend(span.tokens)
+            positions.extend(range(span.start, span.end))
+            _extend_slots(slots, span)
+            rows.extend(range(len(tokens) - span.rows, len(tokens)))
+            self.offsets.append(len(tokens))
+        self.tokens = n = len(tokens)
+        packed = _to_tensor([*tokens, *positions, *slots, *rows], device)  # one transfer
+        self.token_ids, self.position_ids = packed[None, :n], packed[None, n : 2 * n]
         self.slots, self.logit_rows = packed[2 * n : 3 * n], packed[3 * n :]
 
     @cached_property
@@ -104,7 +108,7 @@ class StepBatch:
     @cached_property
     def cumulative_queries(self) -> torch.Tensor:
         """int32 (sequences + 1,)."""
-        return torch.from_numpy(self.offsets.astype(np.int32)).to(self.device)
+        return torch.tensor(self.offsets, dtype=torch.int32, device=self.device)
 
     @cached_property
     def key_counts(self) -> torch.Tensor:
@@ -114,11 +118,8 @@ class StepBatch:
     @cached_property
     def block_tables(self) -> torch.Tensor:
         """int32 (sequences, most pages), short ones filled up with page 0."""
-        width = self.most_pages
-        table = np.zeros((len(self.spans), width), dtype=np.int32)
-        for i, span in enumerate(self.spans):
-            table[i, : span.pages_read] = span.pages[: span.pages_read]
-        return torch.from_numpy(table).to(self.device)
+        table = [_padded(span.pages[: span.pages_read], self.most_pages) for span in self.spans]
+        return torch.tensor(table, dtype=torch.int32, device=self.device)
 
     @property
     def most_queries(self) -> int:
@@ -132,28 +133,31 @@ class StepBatch:
         spans = [self.spans[i] for i in members]
         queries = max(span.count for span in spans)
         pages = max(span.pages_read for span in spans)
-        table = np.zeros((len(members), pages), dtype=np.int64)
-        positions = np.zeros((len(members), queries), dtype=np.int64)
-        rows = np.zeros((len(members), queries), dtype=np.int64)
-        real = np.zeros((len(members), queries), dtype=bool)
+        table: list[int] = []
+        positions: list[int] = []
+        rows: list[int] = []
+        real: list[int] = []
         for k, (i, span) in enumerate(zip(members, spans, strict=True)):
-            table[k, : span.pages_read] = span.pages[: span.pages_read]
-            positions[k, : span.count] = np.arange(span.start, span.end)
-            rows[k, : span.count] = np.arange(self.offsets[i], self.offsets[i + 1])
-            real[k, : span.count] = True
-        flat = rows.ravel()
-        unpadded = bool(real.all()) and bool((np.diff(flat) == 1).all())
-        neighbours = len(members) == 1 and bool((np.diff(table[0]) == 1).all())
+            table += _padded(span.pages[: span.pages_read], pages)
+            positions += _padded(range(span.start, span.end), queries)
+            rows += _padded(range(self.offsets[i], self.offsets[i + 1]), queries)
+            real.extend(range(k * queries, k * queries + span.count))
+        m, first = len(members), rows[0]
+        in_order = rows == list(range(first, first + m * queries))
+        neighbours = m == 1 and table == list(range(table[0], table[0] + pages))
+        packed = _to_tensor([*table, *positions, *([] if in_order else [*rows, *real])], self.device)
+        at = [0, m * pages, m * (pages + queries), m * (pages + 2 * queries)]
         return Group(
             members=members,
             queries=queries,
             pages=pages,
-            table=torch.from_numpy(table.ravel()).to(self.device),
-            span=(int(table[0, 0]), int(table[0, -1]) + 1) if neighbours else None,
-            rows=None if unpadded else torch.from_numpy(flat).to(self.device),
-            first=int(flat[0]),
-            positions=torch.from_numpy(positions).to(self.device),
-            padded_rows=None if unpadded else torch.from_numpy(np.flatnonzero(real.ravel())).to(self.device),
+            table=packed[: at[1]],
+            span=(table[0], table[0] + pages) if neighbours else None,
+            single=spans[0].start if m == queries == 1 else None,
+            first=first,
+            positions=packed[at[1] : at[2]].view(m, queries),
+            rows=None if in_order else packed[at[2] : at[3]],
+            padded_rows=None if in_order else packed[at[3] :],
         )
 
 
@@ -181,9 +185,20 @@ def group_by_shape(spans: Sequence[Span], waste: float = 2.0) -> list[list[int]]
     return groups
 
 
-def _slots(span: Span) -> np.ndarray:
-    """Pool slots of a span's tokens."""
-    positions = np.arange(span.start, span.end)
-    first = span.start // PAGE_SIZE
-    pages = np.asarray(span.pages[first : span.pages_read], dtype=np.int64)
-    return pages[positions // PAGE_SIZE - first] * PAGE_SIZE + positions % PAGE_SIZE
+def _extend_slots(slots: list[int], span: Span) -> None:
+    """Append the pool slots of a span's tokens, page by page."""
+    position = span.start
+    while position < span.end:
+        stop = min(span.end, position - position % PAGE_SIZE + PAGE_SIZE)
+        first = span.pages[position // PAGE_SIZE] * PAGE_SIZE + position % PAGE_SIZE
+        slots.extend(range(first, first + stop - position))
+        position = stop
+
+
+def _padded(values: Sequence[int], length: int) -> list[int]:
+    return [*values, *[0] * (length - len(values))]
+
+
+def _to_tensor(values: list[int], device: torch.device) -> torch.Tensor:
+    """int64. By way of numpy, which reads lists several times faster than torch."""
+    return torch.from_numpy(np.array(values, dtype=np.int64)).to(device)

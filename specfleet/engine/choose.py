@@ -3,6 +3,7 @@ device; only ids, and log-probabilities where asked for, come back to the host."
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -47,7 +48,6 @@ class Chooser:
         """One result for each choice. `logits`: float32 (rows, vocabulary), each choice owning its `rows`. Raises
         InternalError naming the sequences whose logits are not finite."""
         best, targets = logits.max(-1)
-        finite = torch.isfinite(best)
         distributions: dict[int, DraftDistribution] = {}
         rejected: list[tuple[list[Choice], torch.Tensor, torch.Tensor]] = []
         for kind, truncation, members in _by_kind(choices):
@@ -57,8 +57,9 @@ class Chooser:
                 distributions |= self._from_support(members, truncation, logits, targets)
             elif kind == "reject":
                 rejected.append((members, *self._reject(members, truncation, logits)))
-        if not bool(finite.all()):
-            bad = [str(c.item.sequence) for c in choices if not finite[c.rows.start : c.rows.stop].all()]
+        finite = [math.isfinite(value) for value in best.tolist()]  # the largest is NaN if any is
+        if not all(finite):
+            bad = [str(c.item.sequence) for c in choices if not all(finite[c.rows.start : c.rows.stop])]
             raise InternalError(f"the model's logits are not finite for sequences {', '.join(bad)}")
         tokens = targets.tolist()
         outcomes = {}

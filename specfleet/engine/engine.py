@@ -192,7 +192,7 @@ class TorchEngine:
         batch = StepBatch(spans, self.model.device)
         context = AttentionContext(batch, self._pool, self.model.backend, 1 if self.config.deterministic else None)
         began = time.perf_counter()
-        logits = self.model(context)
+        logits = self.model.run(context)
         self.counters.forward_seconds += time.perf_counter() - began
         self.counters.tokens += batch.tokens
         return logits

@@ -33,6 +33,7 @@ class KVPool:
 
         self.keys = [make(layer.kv_heads, layer.key_dim) for layer in layers]
         self.values = [make(layer.kv_heads, layer.value_dim) for layer in layers]
+        self._flat = [(k.flatten(0, 1), v.flatten(0, 1)) for k, v in zip(self.keys, self.values, strict=True)]
 
     @property
     def bytes(self) -> int:
@@ -40,8 +41,9 @@ class KVPool:
 
     def write(self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Put `keys` and `values`, each (tokens, kv_heads, dim), into `slots`, int64 (tokens,)."""
-        self.keys[layer].flatten(0, 1).index_copy_(0, slots, keys)
-        self.values[layer].flatten(0, 1).index_copy_(0, slots, values)
+        key_slots, value_slots = self._flat[layer]
+        key_slots.index_copy_(0, slots, keys)
+        value_slots.index_copy_(0, slots, values)
 
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy whole pages, (source, destination) each, in every layer."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from specfleet.core.errors import ConfigurationError, ModelLoadError
 from specfleet.engine import attention
 from specfleet.engine.attention import AttentionCall, AttentionContext
 from specfleet.engine.batch import Span, StepBatch
+from specfleet.engine.fuse import FusedDecoder, can_fuse, can_pack, pack_linears
 from specfleet.engine.kv_pool import KVPool, LayerShape
 
 _PROBE_TOKENS = 24
@@ -25,12 +27,15 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+Runner = Callable[[AttentionContext], torch.Tensor]
+
+
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
     """A model that the engine can run."""
 
-    module: Any
-    """transformers' model, in evaluation mode, with our attention."""
+    run: Runner
+    """One forward pass: logits of the batch's wanted rows, float32 (rows, vocabulary)."""
     name: str
     device: torch.device
     dtype: torch.dtype
@@ -40,10 +45,6 @@ class LoadedModel:
     context_length: int
     eos_token_ids: tuple[int, ...]
     parameters: int
-
-    def __call__(self, context: AttentionContext) -> torch.Tensor:
-        """Logits of the batch's wanted rows, float32 (rows, vocabulary)."""
-        return run(self.module, context)
 
 
 def load(model: str, device: str = "cpu", dtype: str = "auto", backend: str = "auto") -> LoadedModel:
@@ -56,35 +57,22 @@ def load(model: str, device: str = "cpu", dtype: str = "auto", backend: str = "a
     source = resolve_source(model)
     with _quiet():
         module = _load_module(model, source, _resolve_dtype(dtype, place)).to(place).eval().requires_grad_(False)
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    dtype_found, config = module.dtype, module.config.get_text_config()
     attention.register()
-    backend, calls = _adapt(module, model, backend, place)
-    config = module.config.get_text_config()
+    backend, calls, runner = _adapt(module, model, backend, place)
     return LoadedModel(
-        module=module,
+        run=runner,
         name=model,
         device=place,
-        dtype=module.dtype,
+        dtype=dtype_found,
         backend=backend,
         layers=tuple(call.shape for call in calls),
         vocabulary_size=config.vocab_size,
         context_length=_context_length(config),
         eos_token_ids=_eos_token_ids(module),
-        parameters=sum(parameter.numel() for parameter in module.parameters()),
+        parameters=parameters,
     )
-
-
-@torch.inference_mode()
-def run(module: Any, context: AttentionContext) -> torch.Tensor:
-    """One forward pass over a packed batch: float32 (wanted rows, vocabulary)."""
-    batch = context.batch
-    output = module(
-        input_ids=batch.token_ids,
-        position_ids=batch.position_ids,
-        use_cache=False,
-        logits_to_keep=batch.logit_rows,
-        specfleet=context,
-    )
-    return output.logits[0].float()
 
 
 def resolve_device(device: str) -> torch.device:
@@ -176,13 +164,14 @@ def _eos_token_ids(module: Any) -> tuple[int, ...]:
 # Our attention in place of the model's own ---------------------------------------------------------------------------
 
 
-def _adapt(module: Any, model: str, backend: str, device: torch.device) -> tuple[str, list[AttentionCall]]:
-    """Switch `module` to our attention and make sure that it computes the same; the back end chosen, and a trace of the
-    attention calls in order of layers."""
-    choices = [backend] if backend != "auto" else (["varlen", "sdpa"] if device.type == "cuda" else ["sdpa"])
+def _adapt(module: Any, model: str, backend: str, device: torch.device) -> tuple[str, list[AttentionCall], Runner]:
+    """Switch `module` to our attention and make sure that it computes the same: the back end chosen, the attention calls in
+    order of layers, and what runs a batch."""
     if backend != "auto":
         attention.check_backend(backend, device)
-    tokens = [(7919 * i + 11) % module.config.get_text_config().vocab_size for i in range(_PROBE_TOKENS)]
+    choices = [backend] if backend != "auto" else (["varlen", "sdpa"] if device.type == "cuda" else ["sdpa"])
+    size, dtype, kind = module.config.get_text_config().vocab_size, module.dtype, type(module).__name__
+    tokens = [(7919 * i + 11) % size for i in range(_PROBE_TOKENS)]
     batch = StepBatch([Span(tokens=tokens, start=0, pages=[1, 0], rows=_PROBE_TOKENS)], device)
     with torch.inference_mode():
         expected = module(input_ids=batch.token_ids, use_cache=False).logits[0].float()
@@ -190,24 +179,49 @@ def _adapt(module: Any, model: str, backend: str, device: torch.device) -> tuple
     module.config.get_text_config()._attn_implementation = attention.NAME
     calls = _trace(module, batch)
     _check_windows(module, calls)
+    run = _make_runner(module, [call.window for call in calls])
     for choice in choices:
         try:
             attention.check_backend(choice, device)
-            pool = KVPool([call.shape for call in calls], 2, module.dtype, device)
-            found = run(module, AttentionContext(batch, pool, choice))
+            pool = KVPool([call.shape for call in calls], 2, dtype, device)
+            with torch.inference_mode():
+                found = run(AttentionContext(batch, pool, choice))
         except (RuntimeError, ConfigurationError):
             if choice == choices[-1]:
                 raise
             continue
-        _check_same(module, model, expected, found)
-        return choice, calls
+        _check_same(f"{model!r} ({kind})", expected, found, 1e-4 if dtype == torch.float32 else 0.05)
+        return choice, calls, run
     raise AssertionError("unreachable")
+
+
+def _make_runner(module: Any, windows: list[int | None]) -> Runner:
+    """The fastest way to run `module` here: fused, with packed weights, or as it is."""
+    if can_pack(module):
+        if can_fuse(module):
+            return FusedDecoder(module, windows)
+        pack_linears(module)
+    return partial(_run_module, module)
+
+
+def _run_module(module: Any, context: AttentionContext) -> torch.Tensor:
+    """transformers' own forward pass over a packed batch."""
+    batch = context.batch
+    output = module(
+        input_ids=batch.token_ids,
+        position_ids=batch.position_ids,
+        use_cache=False,
+        logits_to_keep=batch.logit_rows,
+        specfleet=context,
+    )
+    return output.logits[0].float()
 
 
 def _trace(module: Any, batch: StepBatch) -> list[AttentionCall]:
     """Which layers call our attention, and how. Raises ModelLoadError unless each does so exactly once."""
     calls: list[AttentionCall] = []
-    run(module, AttentionContext(batch, None, trace=calls))
+    with torch.inference_mode():
+        _run_module(module, AttentionContext(batch, None, trace=calls))
     layers = module.config.get_text_config().num_hidden_layers
     if sorted(call.layer for call in calls) != list(range(layers)):
         raise ModelLoadError(
@@ -230,12 +244,11 @@ def _check_windows(module: Any, calls: list[AttentionCall]) -> None:
             )
 
 
-def _check_same(module: Any, model: str, expected: torch.Tensor, found: torch.Tensor) -> None:
+def _check_same(what: str, expected: torch.Tensor, found: torch.Tensor, tolerance: float) -> None:
     """Compare with the stock model: catches attention biases (ALiBi) and whatever else never reaches the interface."""
-    tolerance = 1e-4 if module.dtype == torch.float32 else 0.05
     difference = float((expected - found).abs().mean() / expected.std().clamp_min(1e-6))
     if not difference <= tolerance:
         raise ModelLoadError(
-            f"model {model!r} ({type(module).__name__}) is not supported: with paged attention its logits differ from its "
-            f"own by {difference:.2g} standard deviations, at most {tolerance:g} is allowed"
+            f"model {what} is not supported: with paged attention its logits differ from its own by {difference:.2g} "
+            f"standard deviations, at most {tolerance:g} is allowed"
         )

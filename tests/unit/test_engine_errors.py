@@ -21,8 +21,9 @@ from specfleet.core.errors import (
 from specfleet.core.step import DraftDistribution, StepItem
 from specfleet.core.types import SamplingParams
 from specfleet.engine import EngineConfig, TorchEngine
+from specfleet.engine.fuse import FusedDecoder
 from specfleet.engine.model import load
-from specfleet.engine.testing import VOCABULARY, save_tiny_model
+from specfleet.engine.testing import VOCABULARY, save_tiny_model, stock_model
 
 GREEDY = SamplingParams(temperature=0)
 
@@ -90,7 +91,8 @@ def test_logits_that_are_not_finite_name_the_sequences(tmp_path: Path) -> None:
     """A model gone NaN is our error; every sequence of the step is as it was and the engine goes on."""
     engine = engine_with(tmp_path, [1, 2, 3])
     engine.open(2, [4])
-    weights = engine.model.module.get_input_embeddings().weight
+    assert isinstance(engine.model.run, FusedDecoder)
+    weights = engine.model.run.embedding
     before = weights[5].clone()
     weights[5] = float("nan")
     items = [StepItem(1, [9], GREEDY), StepItem(2, [4, 5], SamplingParams(seed=1))]
@@ -202,5 +204,5 @@ def test_what_a_loaded_model_says_of_itself(tmp_path: Path) -> None:
 
     assert (model.vocabulary_size, model.context_length, model.eos_token_ids) == (VOCABULARY, 512, (0,))
     assert [(layer.kv_heads, layer.key_dim) for layer in model.layers] == [(2, 12)] * 3
-    assert model.parameters == sum(p.numel() for p in model.module.parameters())
+    assert model.parameters == sum(p.numel() for p in stock_model(tmp_path).parameters())
     assert (engine.page_size, engine.total_pages, engine.used_pages) == (16, 16, 1)
