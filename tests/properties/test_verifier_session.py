@@ -1,0 +1,253 @@
+"""A session under any drafts and any commits, beside a plain model of what the docstrings say; and an honest drafter."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from drafter.branch import Branch
+from drafter.speculators import Guess
+from specfleet.core.errors import PositionGap
+from specfleet.core.protocol import Draft, Open
+from specfleet.core.step import DraftDistribution, StepResult
+from specfleet.core.types import FinishReason, SamplingParams
+from support.engine import target_rule
+from verifier.session import MAX_PENDING, Session
+
+WORDS = 3
+EOS = 9
+"""Not a word: it comes only where a rule puts it."""
+
+
+def new_session(prompt: tuple[int, ...], sampling: SamplingParams, limit: int = 10_000) -> Session:
+    async def make() -> Session:
+        return Session(1, Open(prompt=prompt, sampling=sampling), (EOS,), limit)
+
+    return asyncio.run(make())
+
+
+def one_hot(token: int) -> DraftDistribution:
+    return DraftDistribution((token,), (1.0,))
+
+
+class Sessions(RuleBasedStateMachine):
+    """Drafts come from anywhere: right, wrong, late, repeated, overlapping, of old branches, with any claim about what the
+    drafter knew. Steps take what waits, and more drafts may come while they run."""
+
+    @initialize(
+        prompt=st.lists(st.integers(0, WORDS - 1), min_size=1, max_size=5).map(tuple),
+        max_tokens=st.integers(1, 100),
+        room=st.integers(1, 100),
+        rejection=st.booleans(),
+        ignore_eos=st.booleans(),
+    )
+    def begin(self, prompt: tuple[int, ...], max_tokens: int, room: int, rejection: bool, ignore_eos: bool) -> None:
+        temperature = 1.0 if rejection else 0.0
+        sampling = SamplingParams(max_tokens=max_tokens, temperature=temperature, ignore_eos=ignore_eos)
+        self.last = min(len(prompt) + max_tokens, len(prompt) + room)
+        self.session = new_session(prompt, sampling, len(prompt) + room)
+        self.rejection, self.ignore_eos = rejection, ignore_eos
+        self.text = list(prompt)
+        self.waiting: list[int] = []
+        self.diverged_at = 0
+        self.cut = False
+        self.taken: list[int] | None = None
+        self.sent: list[Draft] = []
+
+    # What the docstrings say, in a few lines.
+
+    def offered(self, draft: Draft) -> int | None:
+        """Stale tokens; None for a gap."""
+        known, start, tokens = len(self.text), draft.position, list(draft.tokens)
+        if start > known + len(self.waiting):
+            return None if draft.confirmed >= known and not self.cut else len(tokens)
+        for at, token in enumerate(tokens, start):
+            if at < known and self.text[at] != token:
+                self.diverged_at = max(self.diverged_at, at + 1)
+                return len(tokens)
+        if draft.confirmed < self.diverged_at <= start:
+            return len(tokens)
+        fresh, at = tokens[max(0, known - start) :], max(0, start - known)
+        if self.waiting[at : at + len(fresh)] != fresh:
+            wanted = self.waiting[:at] + fresh
+            self.waiting = wanted[: max(0, min(MAX_PENDING, self.last - 1 - known))]
+            self.cut = len(self.waiting) < len(wanted)
+        return 0
+
+    def committed(self, tokens: list[int]) -> None:
+        for token in tokens:
+            self.text.append(token)
+            if self.waiting and self.waiting.pop(0) != token:
+                self.waiting, self.cut = [], False
+                self.diverged_at = max(self.diverged_at, len(self.text))
+
+    # What may happen.
+
+    def offer(self, draft: Draft) -> None:
+        expected = self.offered(draft)
+        try:
+            stale = self.session.offer(draft).stale
+        except PositionGap:
+            assert expected is None
+            assert draft.confirmed >= len(self.text)
+            return
+        assert expected == stale
+        self.sent.append(draft)
+
+    def draft(self, position: int, tokens: tuple[int, ...], confirmed: int, last: bool) -> Draft:
+        q = tuple(map(one_hot, tokens)) if self.rejection and tokens else None
+        return Draft(position=position, tokens=tokens, confirmed=confirmed, last=last, q=q)
+
+    @rule(data=st.data(), last=st.booleans())
+    def any_draft(self, data: st.DataObject, last: bool) -> None:
+        end = len(self.text) + len(self.waiting)
+        position = data.draw(st.integers(max(0, len(self.text) - 4), end + 1))
+        tokens = tuple(data.draw(st.lists(st.integers(0, WORDS - 1), max_size=8)))
+        confirmed = data.draw(st.integers(max(0, len(self.text) - 4), len(self.text) + 1))
+        self.offer(self.draft(position, tokens, confirmed, last))
+
+    @rule(data=st.data(), long=st.integers(1, MAX_PENDING + 8))
+    def a_continuation(self, data: st.DataObject, long: int) -> None:
+        """Agrees with all that is known, from a place in the text on, and goes on for long."""
+        believed = self.text + self.waiting
+        position = data.draw(st.integers(max(0, len(self.text) - 4), len(believed)))
+        tokens = (believed[position:] + [data.draw(st.integers(0, WORDS - 1))] * long)[: MAX_PENDING * 2]
+        self.offer(self.draft(position, tuple(tokens), len(self.text), last=False))
+
+    @precondition(lambda self: self.sent)
+    @rule(data=st.data())
+    def a_repetition(self, data: st.DataObject) -> None:
+        self.offer(data.draw(st.sampled_from(self.sent[-10:])))
+
+    @precondition(lambda self: self.taken is None and self.session.finished is None)
+    @rule(most=st.integers(0, 12))
+    def a_step_begins(self, most: int) -> None:
+        self.taken, q = self.session.take_draft(most)
+        assert self.waiting[:most] == self.taken
+        assert q == (list(map(one_hot, self.taken)) if self.rejection else None)
+
+    @precondition(lambda self: self.taken is not None)
+    @rule(data=st.data(), own=st.sampled_from([*range(WORDS), *range(WORDS), EOS]))
+    def a_step_ends(self, data: st.DataObject, own: int) -> None:
+        assert self.taken is not None
+        accepted = data.draw(st.integers(0, len(self.taken)))
+        tokens = [*self.taken[:accepted], own]
+        verdict = self.session.commit(StepResult(accepted, tuple(tokens)), len(self.taken))
+        ends = [i for i, token in enumerate(tokens) if token == EOS and not self.ignore_eos][:1]
+        kept = min([len(tokens), self.last - len(self.text), *(end + 1 for end in ends)])
+        assert (len(self.text), tuple(tokens[:kept])) == (verdict.position, verdict.tokens)
+        assert (len(self.taken), min(accepted, kept)) == (verdict.drafted, verdict.accepted)
+        assert len(verdict.tokens) == verdict.accepted + 1 or self.session.finished is not None
+        self.committed(tokens[:kept])
+        reason = None
+        if self.text[-1] == EOS and not self.ignore_eos:
+            reason = FinishReason.STOP
+        elif len(self.text) == self.last:
+            reason = FinishReason.LENGTH
+        assert reason is self.session.finished
+        assert self.session.computed == len(self.text) - 1 and not self.session.complete
+        self.taken = None
+
+    # What always holds.
+
+    @invariant()
+    def text_and_waiting_are_the_models(self) -> None:
+        assert self.text == self.session.tokens
+        assert self.waiting == self.session.take_draft(10**6)[0]
+        assert len(self.waiting) == self.session.pending <= MAX_PENDING
+        assert len(self.text) + len(self.waiting) <= max(len(self.text), self.last - 1)
+
+    @invariant()
+    def distributions_stay_beside_their_tokens(self) -> None:
+        if self.rejection:
+            assert list(map(one_hot, self.session._pending)) == self.session._pending_q
+
+    @invariant()
+    def usage_adds_up(self) -> None:
+        usage = self.session.usage
+        assert len(self.text) == usage.prompt_tokens + usage.completion_tokens <= self.last
+
+
+TestSessions = Sessions.TestCase
+TestSessions.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+class Honest:
+    """A drafter that does as it should, messages in order in both directions, each any time under way."""
+
+    def __init__(self, max_tokens: int) -> None:
+        self.session = new_session((1, 2), SamplingParams(temperature=0.0, max_tokens=max_tokens))
+        self.branch = Branch([1, 2])
+        self.up: deque[tuple[Draft, list[int]]] = deque()
+        self.down: deque[tuple[int, ...]] = deque()
+
+    def send(self, right: list[bool]) -> None:
+        branch = self.branch
+        for good in right:
+            token = target_rule(branch.belief)
+            branch.land(branch.end, branch.version, [Guess(token if good else (token + 1) % 50)])
+        position, guesses = branch.unsent()
+        branch.sent = len(branch.ahead)
+        tokens = tuple(guess.token for guess in guesses)
+        self.up.append((Draft(position=position, tokens=tokens, confirmed=len(branch.text)), branch.belief))
+
+    def arrive(self) -> None:
+        if not self.up:
+            return
+        draft, belief = self.up.popleft()
+        before = self.session.take_draft(MAX_PENDING)[0]
+        stale = self.session.offer(draft).stale
+        text, waiting = self.session.tokens, self.session.take_draft(MAX_PENDING)[0]
+        common = min(len(text), len(belief))
+        if text[:common] == belief[:common]:
+            # The drafter has seen nothing that speaks against its belief: all of it waits, up to the session's end.
+            assert 0 == stale
+            both = min(len(belief), len(text + waiting))
+            assert belief[:both] == (text + waiting)[:both]
+            assert both >= min(len(belief), self.session._last - 1)
+        else:
+            assert before == waiting
+            assert len(draft.tokens) == stale
+
+    def step(self, most: int) -> None:
+        if self.session.finished is not None:
+            return
+        draft = self.session.take_draft(most)[0]
+        text, accepted = list(self.session.tokens), 0
+        while accepted < len(draft) and draft[accepted] == target_rule(text):
+            text.append(draft[accepted])
+            accepted += 1
+        self.down.append(
+            self.session.commit(StepResult(accepted, (*draft[:accepted], target_rule(text))), len(draft)).tokens
+        )
+
+    def hear(self) -> None:
+        if self.down:
+            self.branch.confirm(self.down.popleft())
+
+
+MOVES = st.one_of(
+    st.tuples(st.just("send"), st.lists(st.sampled_from([True, True, True, False]), max_size=4)),
+    st.tuples(st.just("arrive"), st.none()),
+    st.tuples(st.just("step"), st.integers(0, 6)),
+    st.tuples(st.just("hear"), st.none()),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(MOVES, max_size=60), st.integers(5, 40))
+def test_an_honest_drafter_is_understood(moves: list[tuple[str, Any]], max_tokens: int) -> None:
+    """However late messages are, what a drafter believes waits if the text agrees with it, is stale if not, and never a
+    gap; and the text is the target's own."""
+    one = Honest(max_tokens)
+    for name, argument in moves:
+        getattr(one, name)(*([] if argument is None else [argument]))
+    expected = [1, 2]
+    while len(expected) < len(one.session.tokens):
+        expected.append(target_rule(expected))
+    assert expected == one.session.tokens

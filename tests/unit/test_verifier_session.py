@@ -1,0 +1,299 @@
+"""One session on the verifier: what becomes of drafts, what a commit does, when it ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from specfleet.core.errors import InvalidRequest, PositionGap
+from specfleet.core.protocol import Draft, Open
+from specfleet.core.step import DraftDistribution, StepResult
+from specfleet.core.types import FinishReason, Grant, Mode, SamplingParams, Usage
+from verifier.session import MAX_PENDING, Offered, Session
+
+EOS = 9
+PROMPT = (1, 2, 3)
+
+
+def session(prompt: Sequence[int] = PROMPT, output: Sequence[int] = (), limit: int = 1000, **sampling: Any) -> Session:
+    """A greedy session unless `sampling` says otherwise."""
+
+    async def make() -> Session:
+        params = SamplingParams(**{"temperature": 0.0, "max_tokens": 500} | sampling)
+        return Session(1, Open(prompt=tuple(prompt), output=tuple(output), sampling=params), (EOS,), limit)
+
+    return asyncio.run(make())  # a session makes a future, so it needs a loop; these tests do not wait for it
+
+
+def offer(one: Session, position: int, *tokens: int, confirmed: int | None = None, **fields: Any) -> Offered:
+    """A draft; `confirmed` is the position unless it says otherwise."""
+    return one.offer(
+        Draft(position=position, tokens=tokens, confirmed=position if confirmed is None else confirmed, **fields)
+    )
+
+
+def step(one: Session, accepted: int, *tokens: int, drafted: int = 4) -> None:
+    one.commit(StepResult(accepted, tokens), drafted)
+
+
+def waiting(one: Session) -> list[int]:
+    return one.take_draft(1000)[0]
+
+
+# --- drafts ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_draft_behind_the_text_waits() -> None:
+    """Tokens that continue what is committed wait to be verified."""
+    one = session()
+    assert Offered(added=2, stale=0) == offer(one, 3, 4, 5)
+    assert ([4, 5], 2) == (waiting(one), one.pending)
+
+
+def test_a_repeated_draft_is_harmless() -> None:
+    """The same draft again adds nothing and is not stale."""
+    one = session()
+    offer(one, 3, 4, 5)
+    assert Offered(added=0, stale=0) == offer(one, 3, 4, 5)
+    assert [4, 5] == waiting(one)
+
+
+def test_an_overlapping_draft_adds_its_end() -> None:
+    """A draft that repeats a part and goes further adds only what is new."""
+    one = session()
+    offer(one, 3, 4, 5)
+    assert Offered(added=2, stale=0) == offer(one, 4, 5, 6, 7, confirmed=3)
+    assert [4, 5, 6, 7] == waiting(one)
+
+
+def test_a_shorter_repetition_keeps_the_rest() -> None:
+    """What agrees with the beginning of what waits does not cut off its end."""
+    one = session()
+    offer(one, 3, 4, 5, 6)
+    offer(one, 3, 4)
+    assert [4, 5, 6] == waiting(one)
+
+
+def test_the_newest_word_wins() -> None:
+    """A draft that differs replaces what waits from there on, longer or shorter."""
+    one = session()
+    offer(one, 3, 4, 5, 6)
+    assert Offered(added=0, stale=0) == offer(one, 4, 8, confirmed=3)
+    assert [4, 8] == waiting(one)
+
+
+def test_the_committed_part_of_a_draft_is_dropped() -> None:
+    """A late draft that agrees with the text counts only beyond it."""
+    one = session()
+    step(one, 0, 4)
+    assert Offered(added=1, stale=0) == offer(one, 3, 4, 5)
+    assert [5] == waiting(one)
+    assert Offered(added=0, stale=0) == offer(one, 0, 1, 2, 3, 4)
+
+
+def test_a_draft_that_contradicts_the_text_is_stale() -> None:
+    """All of it is dropped, and what waits stays."""
+    one = session()
+    step(one, 0, 4)
+    offer(one, 4, 5)
+    assert Offered(added=0, stale=3) == offer(one, 3, 7, 8, 6)
+    assert [5] == waiting(one)
+
+
+def test_a_continuation_of_a_contradicted_branch_is_stale() -> None:
+    """A drafter that had not seen the contradiction went on from its own wrong guess."""
+    one = session()
+    step(one, 0, 4)
+    offer(one, 3, 7, 8)
+    assert Offered(added=0, stale=2) == offer(one, 5, 6, 6, confirmed=3)
+    assert Offered(added=0, stale=1) == offer(one, 4, 6, confirmed=3)
+    assert Offered(added=1, stale=0) == offer(one, 4, 5, confirmed=4)
+
+
+def test_what_follows_a_refused_draft_is_stale_until_the_drafter_knows() -> None:
+    """After a commit contradicts what waited, drafts from before are of another branch."""
+    one = session()
+    offer(one, 3, 4, 5)
+    step(one, 0, 8)
+    assert [] == waiting(one)
+    assert Offered(added=0, stale=1) == offer(one, 4, 6, confirmed=3)
+    assert Offered(added=0, stale=1) == offer(one, 5, 6, confirmed=3)
+    assert Offered(added=1, stale=0) == offer(one, 4, 5, confirmed=4)
+
+
+def test_a_gap_is_an_error_only_where_everything_was_known() -> None:
+    """A drafter that had not seen the newest text cannot know better: its draft is stale, not a gap."""
+    one = session()
+    step(one, 0, 4)
+    assert Offered(added=0, stale=1) == offer(one, 6, 7, confirmed=3)
+    with pytest.raises(PositionGap, match=r"begins at position 6, but only 4 positions are known; send .* from 4 on"):
+        offer(one, 6, 7, confirmed=4)
+    offer(one, 4, 5, 6)
+    assert Offered(added=1, stale=0) == offer(one, 6, 7, confirmed=4)
+
+
+def test_no_more_waits_than_the_limit_and_the_rest_is_no_gap() -> None:
+    """What is cut off at the limit is stale when its continuation comes, since the drafter sent it all."""
+    one = session()
+    many = tuple(range(10, 10 + MAX_PENDING + 5))
+    assert Offered(added=MAX_PENDING, stale=0) == offer(one, 3, *many)
+    assert list(many[:MAX_PENDING]) == waiting(one)
+    assert Offered(added=0, stale=2) == offer(one, 3 + len(many), 1, 1, confirmed=3)
+    assert Offered(added=0, stale=0) == offer(one, 3 + MAX_PENDING, 99, confirmed=3)
+
+
+def test_nothing_waits_beyond_the_sessions_end() -> None:
+    """The last token is the target's own: what is drafted from there on can never be verified, and takes no room."""
+    one = session(max_tokens=4)
+    offer(one, 3, 4, 5, 6, 7, 8)
+    assert [4, 5, 6] == waiting(one)
+    one = session(limit=5)
+    offer(one, 3, 4, 5, 6, 7, 8)
+    assert [4] == waiting(one)
+
+
+def test_rejection_needs_a_distribution_for_each_token() -> None:
+    """Without a seed, a draft without its distributions is refused; an empty one needs none."""
+    one = session(temperature=1.0)
+    with pytest.raises(InvalidRequest, match="distributions: is empty"):
+        offer(one, 3, 4)
+    assert Offered(0, 0) == offer(one, 3, last=True)
+    assert one.complete
+
+
+def test_distributions_stay_beside_their_tokens() -> None:
+    """Overlaps, replacements and commits move tokens and distributions together."""
+    one = session(temperature=1.0)
+    q = {token: DraftDistribution((token,), (1.0,)) for token in range(20)}
+
+    def send(position: int, *tokens: int) -> None:
+        offer(one, position, *tokens, confirmed=3, q=tuple(q[token] for token in tokens))
+
+    send(3, 4, 5, 6)
+    send(4, 5, 6, 7)
+    send(6, 8)
+    assert ([4, 5, 6, 8], [q[4], q[5], q[6], q[8]]) == one.take_draft(9)
+    assert ([4, 5], [q[4], q[5]]) == one.take_draft(2)
+    step(one, 1, 4, 5)
+    assert ([6, 8], [q[6], q[8]]) == one.take_draft(9)
+    step(one, 0, 7)
+    assert ([], []) == one.take_draft(9)
+
+
+def test_match_needs_no_distributions() -> None:
+    """Greedy and seeded sessions take drafts without, and give none to the step."""
+    for sampling in ({"temperature": 0.0}, {"temperature": 1.0, "seed": 0}):
+        one = session(**sampling)
+        offer(one, 3, 4)
+        assert ([4], None) == one.take_draft(1)
+
+
+def test_taken_tokens_stay_until_the_commit() -> None:
+    """A step looks at what waits; only its outcome changes it."""
+    one = session()
+    offer(one, 3, 4, 5)
+    assert [4] == one.take_draft(1)[0]
+    assert [4, 5] == one.take_draft(2)[0]
+
+
+def test_no_more_will_come_holds_for_this_round_only() -> None:
+    """ "Last" completes the round; a verdict, or a later draft that does not say so, opens it again."""
+    one = session()
+    offer(one, 3, 4, last=True)
+    assert one.complete
+    step(one, 1, 4, 5)
+    assert not one.complete
+    offer(one, 5, last=True)
+    assert one.complete
+    offer(one, 5, 6)
+    assert not one.complete
+
+
+def test_no_more_will_come_of_a_past_round_is_void() -> None:
+    """A late "last" whose tokens are of no use any more must not end the wait for the present round."""
+    one = session()
+    step(one, 0, 4)
+    offer(one, 3, 7, last=True)
+    assert not one.complete
+    offer(one, 3, last=True)
+    assert not one.complete
+    offer(one, 4, last=True)
+    assert one.complete
+
+
+# --- commits ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_commit_is_accepted_plus_one() -> None:
+    """The verdict carries the accepted tokens and one of the target's own, from the text's old end."""
+    one = session()
+    offer(one, 3, 4, 5, 6)
+    one.mode = Mode.ROUND
+    verdict = one.commit(StepResult(2, (4, 5, 8), logprobs=(-1.0, -2.0, -3.0)), 3)
+    assert (3, (4, 5, 8), 3, 2) == (verdict.position, verdict.tokens, verdict.drafted, verdict.accepted)
+    assert ((-1.0, -2.0, -3.0), Mode.ROUND, Grant(Mode.ROUND)) == (verdict.logprobs, verdict.mode, verdict.grant)
+    assert ([1, 2, 3, 4, 5, 8], 5) == (one.tokens, one.computed)
+    assert [] == waiting(one)
+
+
+def test_what_the_target_confirms_by_itself_goes_on_waiting() -> None:
+    """Drafted tokens beyond the step's share stay when the target's own token agrees with them."""
+    one = session()
+    offer(one, 3, 4, 5, 6, 7)
+    one.commit(StepResult(1, (4, 5)), 1)
+    assert [6, 7] == waiting(one)
+
+
+def test_a_stop_id_ends_the_text_and_cuts_the_rest_off() -> None:
+    """Tokens behind the end of text inside an accepted draft are not committed, nor counted as accepted."""
+    one = session()
+    offer(one, 3, 4, EOS, 6)
+    verdict = one.commit(StepResult(3, (4, EOS, 6, 7), logprobs=(-1.0, -2.0, -3.0, -4.0)), 3)
+    assert ((4, EOS), 2, (-1.0, -2.0)) == (verdict.tokens, verdict.accepted, verdict.logprobs)
+    assert FinishReason.STOP is one.finished
+    assert Usage(3, 2, 0) == one.usage
+
+
+def test_a_requests_own_stop_ids_count_and_the_models_can_be_ignored() -> None:
+    """stop_token_ids end the text whatever ignore_eos says about the model's own ids."""
+    one = session(stop_token_ids=(5,), ignore_eos=True)
+    step(one, 0, EOS)
+    assert one.finished is None
+    step(one, 0, 5)
+    assert FinishReason.STOP is one.finished
+
+
+def test_max_tokens_ends_the_text_exactly() -> None:
+    """A commit that would go beyond is cut, and its reason is length."""
+    one = session(max_tokens=2)
+    verdict = one.commit(StepResult(3, (4, 5, 6, 7)), 3)
+    assert ((4, 5), FinishReason.LENGTH) == (verdict.tokens, one.finished)
+    one = session(limit=4)
+    assert (4,) == one.commit(StepResult(1, (4, 5)), 1).tokens
+    assert FinishReason.LENGTH is one.finished
+
+
+def test_an_end_id_in_the_last_place_is_a_stop() -> None:
+    """Where both hold, the text ended by itself."""
+    one = session(max_tokens=1)
+    step(one, 0, EOS)
+    assert FinishReason.STOP is one.finished
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [((4,), None), ((4, EOS), FinishReason.STOP), ((4, 5, 6), FinishReason.LENGTH), ((), None)],
+)
+def test_a_resumed_session_may_have_nothing_left_to_do(output: tuple[int, ...], reason: FinishReason | None) -> None:
+    """Committed output counts: its end id, or its length."""
+    one = session(output=output, max_tokens=3)
+    assert (reason, bool(output)) == (one.finished, one.resumed)
+    assert (3, len(output)) == (one.prompt_length, one.output_length)
+
+
+def test_an_end_id_that_ends_the_prompt_ends_nothing() -> None:
+    """Chat templates end prompts with such ids; only output stops."""
+    assert session(prompt=(1, EOS)).finished is None
