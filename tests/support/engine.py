@@ -6,7 +6,7 @@ import asyncio
 import zlib
 from collections.abc import Callable, Sequence
 
-from specfleet.core.errors import InternalError
+from specfleet.core.errors import InternalError, PromptTooLong
 from specfleet.core.step import DraftDistribution, StepItem, StepResult
 
 VOCABULARY = 50
@@ -42,8 +42,16 @@ def reference(prompt: Sequence[int], count: int, ends: Sequence[int] = ()) -> li
 class FakeEngine:
     """Implements specfleet.core.step.Engine over a rule. Refuses what a real one could not do."""
 
-    def __init__(self, rule: Rule = target_rule, pages: int = 1000, page_size: int = 16, delay: float = 0.0) -> None:
+    def __init__(
+        self,
+        rule: Rule = target_rule,
+        pages: int = 1000,
+        page_size: int = 16,
+        delay: float = 0.0,
+        context: int = 1_000_000,
+    ) -> None:
         self.rule = rule
+        self.context = context
         self.page_size = page_size
         self.total_pages = pages
         self.delay = delay
@@ -78,6 +86,9 @@ class FakeEngine:
         )
         if needed > self.free_pages:
             raise InternalError(f"{needed} pages needed, {self.free_pages} free")
+        longest = max(len(self.texts[item.sequence]) + len(item.tokens) for item in items)
+        if longest > self.context:
+            raise PromptTooLong(f"{longest} tokens do not fit the context of {self.context}")
         self.steps.append(list(items))
         await asyncio.sleep(self.delay)
         return [self._one(item) for item in items]

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from drafter.batcher import DraftBatcher
 from drafter.source import Drafter
@@ -68,19 +69,26 @@ async def fleet(
     eos: tuple[int, ...] = (),
     delay: float = 0.0,
     max_sessions: int = 100,
+    context: int = 4096,
+    engines: tuple[Any, Any] | None = None,
+    vocabulary: Vocabulary = TABLE,
     **scheduling: object,
 ) -> AsyncIterator[Fleet]:
-    """A fleet of one drafter whose model is right `rightness` times in ten."""
-    engine, draft_engine = FakeEngine(pages=pages, delay=delay), FakeEngine(drafter_rule(rightness), pages=draft_pages)
+    """A fleet of one drafter whose model is right `rightness` times in ten; or around other `engines` (target, draft)."""
+    fakes = (
+        FakeEngine(pages=pages, delay=delay, context=context),
+        FakeEngine(drafter_rule(rightness), pages=draft_pages),
+    )
+    engine, draft_engine = engines or fakes
     scheduler = Scheduler(SchedulerConfig(speculation=policy, **scheduling))  # type: ignore[arg-type]
     loop = BatchLoop(engine, scheduler, time.monotonic)
-    model = ModelInfo("fake", VOCABULARY, TABLE.digest(), 4096, eos)
+    model = ModelInfo("fake", len(vocabulary.tokens), vocabulary.digest(), context, eos)
     limits = Limits(kv_tokens=pages * engine.page_size, max_sessions=max_sessions, idle_seconds=5)
-    verifier = Verifier(loop, model, TABLE, {}, limits, "memory")
+    verifier = Verifier(loop, model, vocabulary, {}, limits, "memory")
     batcher = DraftBatcher(draft_engine)
     guesser: Speculator = Ngram() if speculator == "ngram" else Model(batcher, 4096)
     connection = MemoryConnection(verifier)
-    drafter = Drafter(connection, guesser, TABLE, time.monotonic)
+    drafter = Drafter(connection, guesser, vocabulary, time.monotonic)
     tasks = [asyncio.create_task(loop.run()), asyncio.create_task(batcher.run())]
     try:
         yield Fleet(verifier, engine, loop, scheduler, connection, drafter, draft_engine)
