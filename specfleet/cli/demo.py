@@ -24,7 +24,8 @@ import click
 from specfleet.cli.processes import DaemonProcess
 from specfleet.client import AsyncClient, Client, Reply
 from specfleet.core.errors import ConfigurationError
-from specfleet.core.generation import TokenKind, Tokens
+from specfleet.core.generation import Tokens
+from specfleet.core.types import TokenKind
 
 PROMPTS = (
     "Once upon a time, there was a little fox who",
