@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from drafter.speculators import Guess
-from specfleet.core.errors import Overloaded, SpecfleetError
+from specfleet.core.errors import InternalError, Overloaded, SpecfleetError
 from specfleet.core.step import Engine, StepItem, StepResult
 from specfleet.core.types import SamplingParams
+
+log = logging.getLogger(__name__)
 
 PREFILL_CHUNK = 256
 """Most tokens of one text in a step, so that a long prompt does not hold up everybody's drafting."""
@@ -111,8 +114,13 @@ class DraftBatcher:
             self._make_room()
             return
         except SpecfleetError as error:
-            for job in jobs:
-                self._end(job, error)
+            self._fail(jobs, error)
+            return
+        except Exception:
+            log.exception("draft step failed", extra={"lines": [job.line.sequence for job in jobs]})
+            self._fail(
+                jobs, InternalError("the draft engine failed in this text's step; the drafter's log has the reason")
+            )
             return
         for job, item, result in zip(jobs, items, results, strict=True):
             self._take(job, item, result)
@@ -158,19 +166,25 @@ class DraftBatcher:
         if len(job.guesses) == job.count and not job.done.done():
             job.done.set_result(job.guesses)
 
-    def _end(self, job: Job, error: SpecfleetError) -> None:
-        """A job whose step failed; its line begins anew."""
-        self._forget(job.line)
-        if not job.done.done():
-            job.done.set_exception(error)
-        self._jobs.remove(job)
+    def _fail(self, jobs: Sequence[Job], error: SpecfleetError) -> None:
+        """Jobs whose step failed; their lines begin anew."""
+        for job in jobs:
+            self._forget(job.line)
+            if not job.done.done():
+                job.done.set_exception(error)
 
     def _settle(self) -> None:
-        """Between steps: let go of lines that ended and jobs that were given up; roll lines back to where texts agree."""
+        """Between steps: let go of lines that ended and of jobs that were given up or have outgrown the engine; roll lines
+        back to where texts agree."""
         for line in self._dropped:
             self._jobs = [job for job in self._jobs if job.line is not line]
             self._forget(line)
         self._dropped.clear()
+        for job in self._jobs:
+            # Two such texts would take each other's pages for ever.
+            if self._pages(len(job.text)) > self._engine.total_pages and not job.done.done():
+                self._forget(job.line)
+                job.done.set_result(job.guesses)
         self._jobs = [job for job in self._jobs if not job.done.done()]
         for job in self._jobs:
             if not job.guesses and job.line.opened:
@@ -186,7 +200,7 @@ class DraftBatcher:
 
     def _make_room(self) -> None:
         """No job fits. Whoever holds most gives way to the job that came first, those without a job before the others. Where
-        nobody else holds anything, the job is larger than the draft model's whole cache: it ends with what it has."""
+        nobody else holds anything, the job cannot be served at all: it ends with what it has."""
         first = self._jobs[0]
         busy = {job.line.sequence for job in self._jobs}
         others = [line for line in self._lines.values() if line.held and line is not first.line]
