@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from drafter.speculators import Guess
 from specfleet.core.errors import InternalError, Overloaded, SpecfleetError
@@ -27,6 +29,8 @@ PREFILL_CHUNK = 256
 class Job:
     """One request for tokens."""
 
+    number: int
+    """Their order of arrival."""
     line: Line
     text: list[int]
     count: int
@@ -67,6 +71,7 @@ class DraftBatcher:
         self._engine = engine
         self._max_step_tokens = max_step_tokens
         self._numbers = itertools.count(1)
+        self._arrivals = itertools.count(1)
         self._jobs: list[Job] = []
         self._dropped: list[Line] = []
         self._lines: dict[int, Line] = {}
@@ -82,7 +87,7 @@ class DraftBatcher:
         return Line(self, next(self._numbers), sampling)
 
     async def draft(self, line: Line, text: Sequence[int], count: int) -> list[Guess]:
-        job = Job(line, list(text), count, asyncio.get_running_loop().create_future())
+        job = Job(next(self._arrivals), line, list(text), count, asyncio.get_running_loop().create_future())
         self._jobs.append(job)
         self._wake.set()
         return await job.done
@@ -199,13 +204,14 @@ class DraftBatcher:
             del line.held[keep:]
 
     def _make_room(self) -> None:
-        """No job fits. Whoever holds most gives way to the job that came first, those without a job before the others. Where
-        nobody else holds anything, the job cannot be served at all: it ends with what it has."""
+        """No job fits. Lines without a job give way, the largest first, then the line whose job came last; so the job that
+        came first always gets on. Where nobody else holds anything, it cannot be served at all: it ends with what it has."""
+        self._jobs.sort(key=attrgetter("number"))
         first = self._jobs[0]
-        busy = {job.line.sequence for job in self._jobs}
+        came = {job.line.sequence: job.number for job in self._jobs}
         others = [line for line in self._lines.values() if line.held and line is not first.line]
         if others:
-            self._forget(max(others, key=lambda line: (line.sequence not in busy, len(line.held))))
+            self._forget(max(others, key=lambda line: (came.get(line.sequence, math.inf), len(line.held))))
             return
         self._forget(first.line)
         if not first.done.done():
