@@ -42,6 +42,8 @@ class VerifierConfig(BaseModel):
     """A stream that neither opens nor takes its verdicts for so long is ended."""
     drain_seconds: Annotated[float, Field(ge=0)] = 5.0
     """How long running generations may go on after SIGTERM."""
+    deterministic: bool = False
+    """On a GPU, kernels whose result for one sequence does not depend on the rest of the batch."""
     seed: Annotated[int, Field(ge=0)] | None = None
     """Seed of unseeded sampling and of policies that draw; from the system by default."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

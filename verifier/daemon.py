@@ -88,6 +88,7 @@ def _engine(config: VerifierConfig) -> TorchEngine:
             kv_cache_tokens=config.kv_cache_tokens,
             threads=config.threads or None,
             seed=config.seed,
+            deterministic=config.deterministic,
         )
     )
 
