@@ -76,14 +76,27 @@ def main() -> None:
 @click.option("--out", type=FOLDER, required=True, help="Folder of this run: checkpoint, plan, model.")
 @click.option("--steps", default=3000, show_default=True)
 @click.option("--rate", default=2e-3, show_default=True)
-@click.option("--decay", default=0.4, show_default=True, help="Share of the steps over which the rate falls to zero.")
+@click.option("--decay", default=0.4, show_default=True, help="Share of the run over which the rate falls.")
+@click.option("--floor", default=0.0, show_default=True, help="Rate at the end of the decay.")
+@click.option("--minutes", type=float, help="End after this much training; the decay then follows the clock.")
 @click.option("--micro", default=8, show_default=True, help="Sequences in one forward pass.")
 @click.option("--seed", default=1, show_default=True)
 @corpus_option
-def target(source: Path, out: Path, steps: int, rate: float, decay: float, micro: int, seed: int, corpus: Path) -> None:
+def target(
+    source: Path,
+    out: Path,
+    steps: int,
+    rate: float,
+    decay: float,
+    floor: float,
+    minutes: float | None,
+    micro: int,
+    seed: int,
+    corpus: Path,
+) -> None:
     """Train the target on the corpus, from an earlier one onwards."""
     model = _load(source)
-    plan = Plan(steps=steps, rate=rate, decay=decay, micro=micro, seed=seed)
+    plan = Plan(steps=steps, rate=rate, decay=decay, floor=floor, minutes=minutes, micro=micro, seed=seed)
     _run(model, plan, out, Corpus(corpus), target_loss(model, _device()), source)
 
 
@@ -97,33 +110,44 @@ def deepen(source: Path, out: Path, layers: int) -> None:
 
 
 @main.command()
-@click.option("--target", "target_path", type=FOLDER, required=True, help="Trained target.")
-@click.option("--from", "source", type=FOLDER, help="Drafter to go on from; a fresh one otherwise.")
+@click.option("--like", type=FOLDER, required=True, help="Model whose vocabulary and tokenizer it gets.")
 @click.option("--out", type=FOLDER, required=True)
-@click.option("--hidden", default=256, show_default=True)
+@click.option("--hidden", default=256, show_default=True, help="Width; a head is 64 wide, two heads share keys.")
 @click.option("--layers", default=1, show_default=True)
+@click.option("--feed-forward", default=1024, show_default=True)
+def new(like: Path, out: Path, hidden: int, layers: int, feed_forward: int) -> None:
+    """Write an untrained model, to begin a drafter with."""
+    heads = hidden // 64
+    _save(fresh(hidden, layers, heads, max(1, heads // 2), feed_forward, _load(like).config), like, out)
+
+
+@main.command()
+@click.option("--target", "target_path", type=FOLDER, required=True, help="Trained target.")
+@click.option("--from", "source", type=FOLDER, required=True, help="Drafter to go on from (see `new`).")
+@click.option("--out", type=FOLDER, required=True)
 @click.option("--steps", default=2000, show_default=True)
 @click.option("--rate", default=3e-3, show_default=True)
 @click.option("--decay", default=0.5, show_default=True)
+@click.option("--minutes", type=float, help="End after this much training; the decay then follows the clock.")
 @click.option("--overlap", default=0.3, show_default=True, help="Weight of total variation beside KL.")
+@click.option("--seed", default=1, show_default=True)
 @corpus_option
 def draft(
     target_path: Path,
-    source: Path | None,
+    source: Path,
     out: Path,
-    hidden: int,
-    layers: int,
     steps: int,
     rate: float,
     decay: float,
+    minutes: float | None,
     overlap: float,
+    seed: int,
     corpus: Path,
 ) -> None:
     """Distil a drafter from the target."""
     teacher = _load(target_path).eval().requires_grad_(False)
-    shape = fresh(hidden, layers, hidden // 64, max(1, hidden // 128), hidden * 8 // 3 // 64 * 64, teacher.config)
-    model = _load(source) if source else shape.to(_device())
-    plan = Plan(steps=steps, rate=rate, decay=decay)
+    model = _load(source)
+    plan = Plan(steps=steps, rate=rate, decay=decay, minutes=minutes, seed=seed)
     _run(model, plan, out, Corpus(corpus), draft_loss(model, teacher, _device(), overlap), target_path)
 
 

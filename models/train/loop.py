@@ -34,12 +34,21 @@ class Plan:
     warmup: int = 20
     decay: float = 0.4
     """Share of the steps, at the end, over which the rate falls to zero in a straight line."""
+    floor: float = 0.0
+    """Learning rate at the end of the decay; above zero where another run goes on from here."""
+    minutes: float | None = None
+    """Where given, the run ends after this much training even if steps are left, and the decay follows this clock."""
     seed: int = 1
 
-    def rate_at(self, step: int) -> float:
-        start = self.steps * (1 - self.decay)
-        falling = min(1.0, (self.steps - step) / (self.steps - start)) if self.decay else 1.0
-        return self.rate * min(1.0, (step + 1) / self.warmup) * falling
+    def progress(self, step: int, seconds: float) -> float:
+        """Share of the run that is done, 0 to 1, after this many steps and seconds of training."""
+        by_clock = seconds / (60 * self.minutes) if self.minutes else 0.0
+        return min(1.0, max(step / self.steps, by_clock))
+
+    def rate_at(self, step: int, seconds: float) -> float:
+        left = 1.0 - self.progress(step, seconds)
+        falling = min(1.0, left / self.decay) if self.decay else 1.0
+        return min(1.0, (step + 1) / self.warmup) * (self.floor + (self.rate - self.floor) * falling)
 
 
 class Trainer:
@@ -50,6 +59,8 @@ class Trainer:
         self.plan = plan
         self.run = run
         self.step = 0
+        self.seconds = 0.0
+        """Spent training, those before a resume included."""
         self._sample = sample
         self._rng = np.random.default_rng(plan.seed)
         hidden = [
@@ -65,16 +76,19 @@ class Trainer:
     def train(self, loss: Loss, every: int = 10, save_every: float = 180.0) -> None:
         """To the end of the plan, from wherever the run stands; saves every `save_every` seconds."""
         self.model.train()
-        began, first, saved, smooth = time.monotonic(), self.step, time.monotonic(), None
-        while self.step < self.plan.steps:
+        first, before, smooth = self.step, self.seconds, None
+        began = saved = time.monotonic()
+        while self.plan.progress(self.step, self.seconds) < 1.0:
             value = self._one(loss)
             smooth = value if smooth is None else 0.95 * smooth + 0.05 * value
             self.step += 1
+            now = time.monotonic()
+            self.seconds = before + now - began
             if self.step % every == 0:
-                self._report(value, smooth, (time.monotonic() - began) / (self.step - first))
-            if time.monotonic() - saved > save_every:
+                self._report(value, smooth, (now - began) / (self.step - first))
+            if now - saved > save_every:
                 self.save()
-                saved = time.monotonic()
+                saved = now
         self.save()
 
     def save(self) -> None:
@@ -82,6 +96,7 @@ class Trainer:
         self.run.mkdir(parents=True, exist_ok=True)
         state = {
             "step": self.step,
+            "seconds": self.seconds,
             "model": self.model.state_dict(),
             "optimizers": [one.state_dict() for one in self._optimizers],
             "rng": self._rng.bit_generator.state,
@@ -96,16 +111,16 @@ class Trainer:
         path = self.run / "checkpoint.pt"
         if not path.exists():
             return False
-        state = torch.load(path, weights_only=False)
+        state = torch.load(path, map_location="cpu", weights_only=True)
         self.model.load_state_dict(state["model"])
         for optimizer, own in zip(self._optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(own)
         self._rng.bit_generator.state = state["rng"]
-        self.step = state["step"]
+        self.step, self.seconds = state["step"], state["seconds"]
         return True
 
     def _one(self, loss: Loss) -> float:
-        rate = self.plan.rate_at(self.step)
+        rate = self.plan.rate_at(self.step, self.seconds)
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -122,10 +137,12 @@ class Trainer:
 
     def _report(self, value: float, smooth: float, seconds: float) -> None:
         left = (self.plan.steps - self.step) * seconds
+        if self.plan.minutes:
+            left = min(left, 60 * self.plan.minutes - self.seconds)
         speed = self.plan.batch * self.plan.length / seconds
         click.echo(
             f"step {self.step}/{self.plan.steps}  loss {value:.3f} (smoothed {smooth:.3f})  "
-            f"rate {self.plan.rate_at(self.step):.1e}  {speed:,.0f} tokens/s  {left / 60:.0f} min left"
+            f"rate {self.plan.rate_at(self.step, self.seconds):.1e}  {speed:,.0f} tokens/s  {left / 60:.0f} min left"
         )
 
 
