@@ -13,7 +13,7 @@ from specfleet.core.errors import InternalError
 from specfleet.core.step import DraftDistribution, StepItem, StepResult
 from specfleet.core.types import DRAFT_SUPPORT_LIMIT
 from specfleet.engine.acceptance import SparseDrafts, match, reject_batch
-from specfleet.engine.noise import gumbel, noise_keys
+from specfleet.engine.noise import gumbel, gumbel_argmax, noise_keys
 from specfleet.engine.sampling import Truncation, draw, process, top_support
 
 
@@ -38,11 +38,10 @@ class Choice:
 class Chooser:
     """Applies both rules of acceptance. The generator serves the unseeded rule only."""
 
-    def __init__(self, vocabulary_size: int, device: torch.device, seed: int | None) -> None:
+    def __init__(self, device: torch.device, seed: int | None) -> None:
         self.device = device
         self.generator = torch.Generator(device)
         self.generator.seed() if seed is None else self.generator.manual_seed(seed)
-        self._vocabulary = torch.arange(vocabulary_size, device=device)
 
     def choose(self, choices: Sequence[Choice], logits: torch.Tensor) -> list[StepResult]:
         """One result for each choice. `logits`: float32 (rows, vocabulary), each choice owning its `rows`. Raises
@@ -83,7 +82,7 @@ class Chooser:
         """argmax_v(log p_t(v) + G(seed, t, v)) in each row of the members, into `out`."""
         rows = self._rows(members)
         scores = process(logits[rows], truncation)
-        out[rows] = scores.add_(gumbel(self._keys(members), self._vocabulary)).argmax(-1)
+        out[rows] = gumbel_argmax(scores, self._keys(members), sparse=truncation.cuts)
 
     def _reject(
         self, members: list[Choice], truncation: Truncation, logits: torch.Tensor

@@ -78,7 +78,7 @@ class TorchEngine:
         self.counters = EngineCounters()
         self._pages = PageTable(config.pages)
         self._pool = KVPool(self.model.layers, config.pages, self.model.dtype, self.model.device)
-        self._chooser = Chooser(self.model.vocabulary_size, self.model.device, config.seed)
+        self._chooser = Chooser(self.model.device, config.seed)
         self._lock = threading.Lock()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="specfleet-engine")
 

@@ -61,11 +61,30 @@ def gumbel_reference(seed: int, position: int, tokens: np.ndarray) -> np.ndarray
 
 def hash_bits(keys: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """The 40 hash bits of each (row, token), int64. `keys` (rows, 1), `tokens` broadcastable to (rows, n)."""
+    if keys.device.type == "cpu":
+        return _hash_numpy(keys, tokens)
+    return _hash_torch(keys, tokens)
+
+
+def _hash_torch(keys: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Two's complement: products wrap as unsigned ones do, and masks make the shifts logical."""
     x = tokens * _signed(_C) + keys
     x = (x ^ ((x >> 30) & (2**34 - 1))).mul_(_signed(_M1))
     x = (x ^ ((x >> 27) & (2**37 - 1))).mul_(_signed(_M2))
     x = x ^ ((x >> 31) & (2**33 - 1))
     return (x >> 24) & (2**40 - 1)
+
+
+def _hash_numpy(keys: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Three times as fast on the CPU: real unsigned integers, and nothing allocated but the result and one buffer."""
+    x = tokens.numpy().view(np.uint64) * np.uint64(_C) + keys.numpy().view(np.uint64)
+    buffer = np.empty_like(x)
+    for shift, factor in ((30, _M1), (27, _M2), (31, 1)):
+        np.right_shift(x, np.uint64(shift), out=buffer)
+        x ^= buffer
+        x *= np.uint64(factor)
+    x >>= np.uint64(24)
+    return torch.from_numpy(x.view(np.int64))
 
 
 def gumbel(keys: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -75,3 +94,14 @@ def gumbel(keys: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """
     w = hash_bits(keys[:, None], tokens).to(torch.float64).add_(0.5).mul_(2.0**-40).to(torch.float32)
     return w.clamp_(max=_LARGEST_W).neg_().log1p_().neg_().log_().neg_()
+
+
+def gumbel_argmax(scores: torch.Tensor, keys: torch.Tensor, sparse: bool) -> torch.Tensor:
+    """argmax_v(scores + G) in each row, int64 (rows,); `scores` (rows, vocabulary) are overwritten. With `sparse`, noise is
+    computed only where a score is finite: the same result, sooner where few are."""
+    if not sparse:
+        return scores.add_(gumbel(keys, torch.arange(scores.shape[-1], device=scores.device))).argmax(-1)
+    places = torch.nonzero(scores > float("-inf"))
+    rows, tokens = places[:, 0], places[:, 1]
+    scores[rows, tokens] += gumbel(keys[rows], tokens[:, None])[:, 0]
+    return scores.argmax(-1)

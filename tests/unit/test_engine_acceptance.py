@@ -182,7 +182,7 @@ def test_equal_p_and_q_accept_everything() -> None:
 def sampled(make: Callable[[int], SamplingParams], logits: np.ndarray, seed: int, want_q: bool = False) -> list[int]:
     """DRAWS independent items with the same single row of logits."""
     choices = [Choice(StepItem(i, [1], make(i), want_q=want_q), first_row=i, position=10 + i) for i in range(DRAWS)]
-    results = Chooser(VOCABULARY, CPU, seed).choose(choices, torch.from_numpy(logits).repeat(DRAWS, 1))
+    results = Chooser(CPU, seed).choose(choices, torch.from_numpy(logits).repeat(DRAWS, 1))
     return [result.tokens[0] for result in results]
 
 
@@ -203,7 +203,7 @@ def test_a_seeded_token_is_a_function_of_its_place_alone() -> None:
     """Verified behind any draft or decoded alone, one by one or all at once: the same tokens."""
     logits = torch.from_numpy(rows(6, seed=8))
     params = SamplingParams(temperature=1.3, seed=99)
-    chooser = Chooser(VOCABULARY, CPU, None)
+    chooser = Chooser(CPU, None)
     alone = [
         chooser.choose([Choice(StepItem(0, [1], params), 0, 40 + i)], logits[i : i + 1])[0].tokens[0] for i in range(6)
     ]
@@ -220,8 +220,8 @@ def test_drafter_and_target_with_one_seed_choose_alike() -> None:
     params = SamplingParams(seed=5)
     choices = [Choice(StepItem(i, [1], params), i, i) for i in range(200)]
 
-    target = Chooser(VOCABULARY, CPU, 1).choose(choices, logits)
-    drafter = Chooser(VOCABULARY, CPU, 2).choose(choices, logits)
+    target = Chooser(CPU, 1).choose(choices, logits)
+    drafter = Chooser(CPU, 2).choose(choices, logits)
 
     assert target == drafter
 
@@ -233,7 +233,7 @@ def test_q_is_what_the_token_was_drawn_from() -> None:
     kinds = [SamplingParams(), SamplingParams(top_k=5), SamplingParams(seed=3), SamplingParams(temperature=0)]
     choices = [Choice(StepItem(i, [1], params, want_q=True), i, 7) for i, params in enumerate(kinds)]
 
-    results = Chooser(size, CPU, 0).choose(choices, logits)
+    results = Chooser(CPU, 0).choose(choices, logits)
 
     assert [len(r.q.token_ids) for r in results if r.q] == [64, 5, 64, 1]
     for i, result in enumerate(results):
@@ -255,7 +255,7 @@ def test_logprobs_are_the_models_own() -> None:
         Choice(StepItem(3, [1], SamplingParams(seed=1, temperature=0.1, logprobs=True)), 6, 5),
     ]
 
-    results = Chooser(VOCABULARY, CPU, 0).choose(choices, logits)
+    results = Chooser(CPU, 0).choose(choices, logits)
 
     logs = logits.log_softmax(-1)
     for choice, result in zip(choices, results, strict=True):

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from specfleet.engine.noise import gumbel, gumbel_reference, hash_bits, noise_key, noise_keys
+from specfleet.engine.noise import (
+    _hash_numpy,
+    _hash_torch,
+    gumbel,
+    gumbel_argmax,
+    gumbel_reference,
+    noise_key,
+    noise_keys,
+)
 
 SEEDS = [0, 1, 7, 2**31, 2**63 - 1, 2**63, 2**64 - 1]
 CPU = torch.device("cpu")
@@ -24,8 +34,9 @@ def reference_bits(seed: int, position: int, tokens: range) -> list[int]:
     return [mix((noise_key(seed, position) + v * 0x9E3779B97F4A7C15) % 2**64) >> 24 for v in tokens]
 
 
-def test_integers_are_exact_in_torch() -> None:
-    """Two's complement with masked shifts gives the bits of unsigned arithmetic, for every seed and position."""
+@pytest.mark.parametrize("hash_bits", [_hash_torch, _hash_numpy])
+def test_integers_are_exact(hash_bits: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+    """Two's complement with masked shifts (accelerators) and numpy's unsigned integers (CPU) both give the exact bits."""
     positions = [0, 1, 12345, 2**20, 3, 4, 5]
     tokens = range(0, 200_000, 997)
 
@@ -61,6 +72,17 @@ def test_candidates_get_the_noise_they_would_get_among_all() -> None:
     expected = gumbel(keys, torch.arange(5000)).gather(-1, candidates)
 
     assert torch.equal(expected, gumbel(keys, candidates))
+
+
+def test_noise_where_it_matters_decides_as_noise_everywhere() -> None:
+    """Skipping the tokens that are cut off changes no argmax."""
+    scores = torch.from_numpy(np.random.default_rng(0).normal(0, 1, (50, 200)).astype(np.float32))
+    scores[scores < 0.7] = -torch.inf
+    keys = noise_keys([1] * 50, list(range(50)), CPU)
+
+    expected = gumbel_argmax(scores.clone(), keys, sparse=False)
+
+    assert torch.equal(expected, gumbel_argmax(scores.clone(), keys, sparse=True))
 
 
 def test_noise_is_gumbel_distributed() -> None:
