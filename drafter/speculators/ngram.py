@@ -66,11 +66,11 @@ class NgramDrafting:
         self._text.extend(text[same:])
 
     def _common(self, text: Sequence[int]) -> int:
-        """Length of the common prefix with what is indexed. Changes are near the end, so it looks from there."""
+        """Length of the common prefix with what is indexed."""
         length = min(len(self._text), len(text))
-        while length and self._text[length - 1] != text[length - 1]:
-            length -= 1
-        return length
+        if self._text[:length] == list(text[:length]):
+            return length
+        return next(at for at in range(length) if self._text[at] != text[at])
 
     def _q(self, token: int) -> DraftDistribution | None:
         return DraftDistribution((token,), (1.0,)) if self._with_q else None

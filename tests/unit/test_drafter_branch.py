@@ -1,0 +1,84 @@
+"""What a drafter believes: confirmed text, guesses ahead, and how many of them were sent."""
+
+from __future__ import annotations
+
+from drafter.branch import Branch
+from drafter.speculators import Guess
+
+
+def guesses(*tokens: int) -> list[Guess]:
+    return [Guess(token) for token in tokens]
+
+
+def branch(text: tuple[int, ...] = (1, 2), *ahead: int, sent: int = 0) -> Branch:
+    one = Branch(text)
+    assert len(ahead) == one.land(len(text), one.version, guesses(*ahead))
+    one.sent = sent
+    return one
+
+
+def test_a_new_branch_is_its_text() -> None:
+    """Nothing guessed, nothing sent."""
+    one = branch()
+    assert ([1, 2], 2, (2, [])) == (one.belief, one.end, one.unsent())
+
+
+def test_guesses_land_behind_the_text() -> None:
+    """They are believed, and unsent until somebody says so."""
+    one = branch((1, 2), 3, 4)
+    assert ([1, 2, 3, 4], 4) == (one.belief, one.end)
+    assert (2, guesses(3, 4)) == one.unsent()
+    one.sent = 1
+    assert (3, guesses(4)) == one.unsent()
+
+
+def test_a_confirmed_guess_becomes_text() -> None:
+    """What was sent goes down with it; the belief and its end stay."""
+    one = branch((1, 2), 3, 4, 5, sent=2)
+    assert 0 == one.confirm([3])
+    assert ([1, 2, 3], [1, 2, 3, 4, 5], 1, 5) == (one.text, one.belief, one.sent, one.end)
+    assert 0 == one.confirm([4, 5, 6])
+    assert ([1, 2, 3, 4, 5, 6], [], 0) == (one.text, one.ahead, one.sent)
+
+
+def test_a_confirmed_guess_that_was_not_sent_counts_none() -> None:
+    """The target may get there by itself; `sent` never goes below none."""
+    one = branch((1, 2), 3, 4, sent=0)
+    one.confirm([3])
+    assert (0, (3, guesses(4))) == (one.sent, one.unsent())
+
+
+def test_a_contradiction_drops_the_branch() -> None:
+    """All guesses go, sent or not, and those still being made for the old branch will be of no use."""
+    one = branch((1, 2), 3, 4, 5, sent=2)
+    version = one.version
+    assert 2 == one.confirm([3, 9])
+    assert ([1, 2, 3, 9], [], 0) == (one.belief, one.ahead, one.sent)
+    assert 0 == one.land(5, version, guesses(6))
+    assert [] == one.ahead
+
+
+def test_tokens_without_guesses_are_no_contradiction() -> None:
+    """Where nothing was guessed, nothing is dropped, and guesses under way may still turn out right."""
+    one = branch()
+    assert 0 == one.confirm([3, 4])
+    assert 2 == one.land(2, 0, guesses(3, 4, 5, 6))
+    assert [1, 2, 3, 4, 5, 6] == one.belief
+
+
+def test_guesses_that_the_text_has_overtaken_are_compared() -> None:
+    """Those that agree have done their part; one that does not spoils the rest."""
+    one = branch()
+    one.confirm([3, 4])
+    assert 0 == one.land(2, 0, guesses(3, 9, 5))
+    assert 0 == one.land(2, 0, guesses(3, 4))
+    assert 0 == one.land(2, 0, guesses(3))
+    assert [] == one.ahead
+    assert 1 == one.land(4, 0, guesses(5))
+
+
+def test_dropping_is_counted() -> None:
+    """`drop` says how many, and makes a new version even of an empty branch."""
+    one = branch((1, 2), 3, 4, sent=1)
+    assert (2, 0) == (one.drop(), one.drop())
+    assert (2, 0, 2) == (one.version, one.sent, one.end)
