@@ -18,9 +18,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import MODELS, Report, table
-from scheduler import Outcome, Plan, Scheduler, SchedulerConfig
+from scheduler import Plan, Scheduler, SchedulerConfig
 from specfleet.core.protocol import Draft, Open
-from specfleet.core.types import Grant, SamplingParams
+from specfleet.core.types import SamplingParams
 from specfleet.engine import EngineConfig, TorchEngine
 from verifier.loop import BatchLoop
 from verifier.session import Session
@@ -30,22 +30,29 @@ BATCHES = (1, 4, 8, 16)
 
 
 class Timed(Scheduler):
-    """Notes when a step's plan was asked for."""
+    """Times steps: from a plan that has items to the next call of `plan`, which follows the last verdict at once."""
 
-    began = 0.0
+    def __init__(self, config: SchedulerConfig, engine: TorchEngine) -> None:
+        super().__init__(config)
+        self.steps: list[tuple[float, float]] = []
+        """Seconds of each step, and of its part outside the forward pass."""
+        self._engine = engine
+        self._began: tuple[float, float] | None = None
 
     def plan(self, now: float, free_pages: int) -> Plan:
-        self.began = time.perf_counter()
-        return super().plan(now, free_pages)
-
-    def commit(self, outcome: Outcome, now: float) -> dict[int, Grant]:
-        return super().commit(outcome, now)
+        clock, forward = time.perf_counter(), self._engine.counters.forward_seconds
+        if self._began is not None:
+            seconds = clock - self._began[0]
+            self.steps.append((seconds, seconds - (forward - self._began[1])))
+        plan = super().plan(now, free_pages)
+        self._began = (clock, forward) if plan.items else None
+        return plan
 
 
 async def _run(engine: TorchEngine, streams: int, draft: int, steps: int) -> tuple[float, float]:
     """Median seconds of a step and of the part outside the forward pass."""
     policy = f"fixed:{draft}" if draft else "none"
-    scheduler = Timed(SchedulerConfig(speculation=policy, draft_wait_seconds=60.0))
+    scheduler = Timed(SchedulerConfig(speculation=policy, draft_wait_seconds=60.0), engine)
     loop = BatchLoop(engine, scheduler, time.monotonic)
     sampling = SamplingParams(max_tokens=1_000_000, temperature=0.0)
     sessions = []
@@ -55,26 +62,19 @@ async def _run(engine: TorchEngine, streams: int, draft: int, steps: int) -> tup
         sessions.append(session)
         loop.submit(session)
     task = asyncio.create_task(loop.run())
-    totals, outsides = [], []
-    while len(totals) < steps:
-        if draft:
-            for session in sessions:
-                known = len(session.tokens)
-                guess = tuple((known * 31 + at) % 4000 for at in range(draft))
-                loop.offer(session, Draft(position=known, tokens=guess, confirmed=known, last=True))
-        forward, done = engine.counters.forward_seconds, engine.counters.steps
+    for _ in range(steps):
         await asyncio.gather(*(session.outbox.get() for session in sessions))
-        seconds = time.perf_counter() - scheduler.began
-        if engine.counters.steps == done + 1:
-            totals.append(seconds)
-            outsides.append(seconds - (engine.counters.forward_seconds - forward))
-        if any(len(session.tokens) > 1500 for session in sessions):
-            break
+        for session in sessions if draft else ():
+            known = len(session.tokens)
+            guess = tuple((known * 31 + at) % 4000 for at in range(draft))
+            loop.offer(session, Draft(position=known, tokens=guess, confirmed=known, last=True))
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     for session in sessions:
         engine.close(session.number)
-    return statistics.median(totals[5:]), statistics.median(outsides[5:])
+    # The first ones are prefill.
+    seconds, outside = zip(*scheduler.steps[10:], strict=True)
+    return statistics.median(seconds), statistics.median(outside)
 
 
 def main() -> int:

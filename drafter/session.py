@@ -11,15 +11,18 @@ verdict contradicts is dropped when its guesses land. The mode and length grante
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 
 from drafter.branch import Branch
 from drafter.observer import Observer, Silent
 from drafter.speculators import Drafting, Speculator
 from specfleet.core.clock import Clock
-from specfleet.core.errors import InternalError, StreamInterrupted
+from specfleet.core.errors import InternalError, SpecfleetError, StreamInterrupted
 from specfleet.core.protocol import ClientStream, Draft, Finished, Open, Opened, Verdict, VerifierConnection
 from specfleet.core.types import LOCAL, FinishReason, Grant, Mode
+
+log = logging.getLogger(__name__)
 
 COALESCE_SECONDS = 0.004
 """In STREAM, guesses that come faster than this share a message."""
@@ -48,6 +51,8 @@ class DraftingSession:
         self._answered = -1
         """In ROUND: length of the confirmed text for which the draft is complete."""
         self._sent_at = 0.0
+        self._mute = False
+        """Drafting failed; every round is answered with an empty draft from now on."""
         self._changed = asyncio.Event()
 
     async def run(self) -> AsyncGenerator[Opened | Verdict | Finished]:
@@ -144,7 +149,7 @@ class DraftingSession:
         """How many more tokens to guess now."""
         branch, grant = self._branch, self._grant
         # The verdict adds a token of the target's own, so the last one is never worth a guess.
-        useful = self._last - 1 - branch.end
+        useful = 0 if self._mute else self._last - 1 - branch.end
         match grant.mode:
             case Mode.ROUND if self._answered != len(branch.text):
                 return min(grant.length - len(branch.ahead), useful)
@@ -163,7 +168,13 @@ class DraftingSession:
         """Guess `wanted` more tokens; False if there is nothing to go by."""
         branch = self._branch
         base, version, start = branch.end, branch.version, self._clock()
-        guesses = await drafting.draft(branch.belief, wanted)
+        try:
+            guesses = await drafting.draft(branch.belief, wanted)
+        except SpecfleetError as error:
+            # Guessing is only ever a help: without it the verifier writes the same text.
+            log.warning("drafting failed", extra={"request_id": self._opening.request_id, "error": error.message})
+            self._mute = True
+            return False
         self._observer.drafted(self._speculator.name, len(guesses), self._clock() - start)
         kept = branch.land(base, version, guesses)
         if kept < len(guesses):

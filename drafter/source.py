@@ -33,9 +33,13 @@ class Drafter:
         self._digest = vocabulary.digest()
         self._clock = clock
         self._observer = observer or Silent()
+        self._model: ModelInfo | None = None
 
     async def model(self) -> ModelInfo:
-        return await self._connection.model()
+        """The target, asked for once: should the verifier come back with another one, `Open` is refused."""
+        if self._model is None:
+            self._model = await self._connection.model()
+        return self._model
 
     async def run(self, opening: Open) -> AsyncIterator[VerifyResponse]:
         """The verifier's messages for one generation, while the speculator guesses ahead."""
@@ -59,7 +63,7 @@ class Drafter:
         Raises:
             ModelMismatch: in the verifier's words, naming the first id that differs.
         """
-        model = await self._connection.model()
+        model = await self.model()
         if model.vocabulary_digest == self._digest:
             return model
         stream = await self._connection.verify()

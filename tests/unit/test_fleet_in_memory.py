@@ -203,3 +203,13 @@ async def test_close_frees_the_session() -> None:
         assert isinstance(await stream.receive(), Opened)
         await stream.send(Close())
         await one.quiet()
+
+
+@pytest.mark.parametrize("policy", ["fixed:4", "stream", "random"])
+@pytest.mark.asyncio
+async def test_a_draft_model_that_fails_only_costs_speed(policy: str) -> None:
+    """When the draft engine fails midway, the text goes on without guesses and without waiting for them."""
+    async with fleet(policy, draft_wait_seconds=30) as one:
+        one.draft_engine.fail_next = RuntimeError("out of luck")
+        assert reference([1, 2, 3], 40) == await asyncio.wait_for(one.generate([1, 2, 3]), 10)
+        await one.quiet()
