@@ -25,6 +25,10 @@ PREFILL_CHUNK = 256
 """Most tokens of one text in a step, so that a long prompt does not hold up everybody's drafting."""
 
 
+MAX_BURST = 8
+"""Most steps in a row without looking who has come meanwhile."""
+
+
 @dataclass(slots=True, eq=False)
 class Job:
     """One request for tokens."""
@@ -113,7 +117,7 @@ class DraftBatcher:
             self._make_room()
             return
         try:
-            results = await self._engine.step(items)
+            rows = await self._run(jobs, items)
         except Overloaded:
             # A page shared with another line had to be copied, which is more than the count above knows.
             self._make_room()
@@ -127,8 +131,8 @@ class DraftBatcher:
                 jobs, InternalError("the draft engine failed in this text's step; the drafter's log has the reason")
             )
             return
-        for job, item, result in zip(jobs, items, results, strict=True):
-            self._take(job, item, result)
+        for job, item, row in zip(jobs, items, rows, strict=True):
+            self._take(job, item, row)
         self._jobs = [job for job in self._jobs if not job.done.done()]
         served = set(map(id, jobs))
         self._jobs.sort(key=lambda job: id(job) in served)
@@ -162,12 +166,23 @@ class DraftBatcher:
         last = len(job.line.held) + len(feed) == len(job.text)
         return StepItem(job.line.sequence, feed, sampling, sample=last, want_q=last and not sampling.match_rule)
 
-    def _take(self, job: Job, item: StepItem, result: StepResult) -> None:
+    async def _run(self, jobs: Sequence[Job], items: Sequence[StepItem]) -> list[list[StepResult]]:
+        """One step; or as many in a row as every job needs, while nobody waits and the pages suffice."""
+        if len(jobs) < len(self._jobs) or not all(item.sample for item in items):
+            return [[result] for result in await self._engine.step(items)]
+        burst = min(MAX_BURST, *(job.count - len(job.guesses) for job in jobs))
+        needed = sum(self._pages(len(job.text) + burst) - self._pages(len(job.line.held)) for job in jobs)
+        return await self._engine.extend(items, burst if needed <= self._engine.free_pages else 1)
+
+    def _take(self, job: Job, item: StepItem, row: Sequence[StepResult]) -> None:
         job.line.held.extend(item.tokens)
-        if not result.tokens:
-            return
-        job.guesses.append(Guess(result.tokens[-1], result.q))
-        job.text.append(result.tokens[-1])
+        for number, result in enumerate(row):
+            if not result.tokens:
+                return
+            if number:  # fed back meanwhile
+                job.line.held.append(job.text[-1])
+            job.guesses.append(Guess(result.tokens[-1], result.q))
+            job.text.append(result.tokens[-1])
         if len(job.guesses) == job.count and not job.done.done():
             job.done.set_result(job.guesses)
 

@@ -89,3 +89,8 @@ class Engine(Protocol):
         """Run one ragged batch; results in the order of `items`. Raises before computing anything when the pages do not
         suffice: ask first with `free_pages`."""
         ...
+
+    async def extend(self, items: Sequence[StepItem], count: int) -> list[list[StepResult]]:
+        """`count` steps in a row, each feeding every item's newest token back: how a draft model writes. All items sample
+        and have no draft. Results by item, then by step."""
+        ...

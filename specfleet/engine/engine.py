@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -146,6 +146,20 @@ class TorchEngine:
     async def step(self, items: Sequence[StepItem]) -> list[StepResult]:
         """Run one ragged batch in the engine's thread; results in the order of `items`. See `step_sync`."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self.step_sync, items)
+
+    async def extend(self, items: Sequence[StepItem], count: int) -> list[list[StepResult]]:
+        """`count` steps in a row in the engine's thread: changing threads costs as much as a small model's step."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._extend_sync, items, count)
+
+    def _extend_sync(self, items: Sequence[StepItem], count: int) -> list[list[StepResult]]:
+        rows: list[list[StepResult]] = [[] for _ in items]
+        for number in range(count):
+            results = self.step_sync(items)
+            for row, result in zip(rows, results, strict=True):
+                row.append(result)
+            if number < count - 1:
+                items = [replace(i, tokens=[r.tokens[-1]]) for i, r in zip(items, results, strict=True)]
+        return rows
 
     @torch.inference_mode()
     def step_sync(self, items: Sequence[StepItem]) -> list[StepResult]:

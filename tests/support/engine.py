@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from specfleet.core.errors import InternalError, PromptTooLong
 from specfleet.core.step import DraftDistribution, StepItem, StepResult
@@ -92,6 +93,15 @@ class FakeEngine:
         self.steps.append(list(items))
         await asyncio.sleep(self.delay)
         return [self._one(item) for item in items]
+
+    async def extend(self, items: Sequence[StepItem], count: int) -> list[list[StepResult]]:
+        rows: list[list[StepResult]] = [[] for _ in items]
+        for _ in range(count):
+            results = await self.step(items)
+            for row, result in zip(rows, results, strict=True):
+                row.append(result)
+            items = [replace(item, tokens=[row[-1].tokens[-1]]) for item, row in zip(items, rows, strict=True)]
+        return rows
 
     def _one(self, item: StepItem) -> StepResult:
         text = self.texts[item.sequence]
