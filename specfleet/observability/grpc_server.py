@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 import grpc
@@ -47,8 +48,9 @@ class GrpcServerMetrics(grpc.aio.ServerInterceptor):
 
             async def streaming(request: Any, context: Any) -> AsyncIterator[Any]:
                 with self._counted(context, service, method):
-                    async for reply in behaviour(request, context):
-                        yield reply
+                    async with aclosing(behaviour(request, context)) as replies:
+                        async for reply in replies:
+                            yield reply
 
             return streaming
 
@@ -68,8 +70,11 @@ class GrpcServerMetrics(grpc.aio.ServerInterceptor):
         except grpc.aio.AbortError:
             code = _name(context)
             raise
-        except BaseException:
+        except (asyncio.CancelledError, GeneratorExit):
             code = "CANCELLED"
+            raise
+        except BaseException:
+            code = "UNKNOWN"
             raise
         finally:
             self._handled.labels(service, method, code).inc()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 
@@ -18,7 +19,8 @@ class Formatter(logging.Formatter):
 
 def _quoted(value: object) -> str:
     text = str(value)
-    return repr(text) if not text or any(c in text for c in ' ="\n') else text
+    plain = text and all(c.isprintable() and c not in ' ="' for c in text)
+    return text if plain else json.dumps(text, ensure_ascii=False)
 
 
 class _QuietHandler(logging.StreamHandler):  # type: ignore[type-arg]
