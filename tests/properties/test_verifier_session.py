@@ -206,7 +206,7 @@ class Honest:
         common = min(len(text), len(belief))
         if text[:common] == belief[:common]:
             # The drafter has seen nothing that speaks against its belief: all of it waits, up to the session's end.
-            assert 0 == stale
+            assert 0 == stale or draft.position >= self.session._last - 1
             both = min(len(belief), len(text + waiting))
             assert belief[:both] == (text + waiting)[:both]
             assert both >= min(len(belief), self.session._last - 1)
