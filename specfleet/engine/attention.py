@@ -19,9 +19,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from specfleet.core.errors import ConfigurationError, ModelLoadError
+from specfleet.core.step import PAGE_SIZE
 from specfleet.engine.batch import Group, StepBatch
 from specfleet.engine.kv_pool import KVPool, LayerShape
-from specfleet.engine.pages import PAGE_SIZE
 
 NAME = "specfleet"
 """Our name among transformers' attention implementations."""
@@ -104,8 +104,8 @@ def specfleet_attention(
         specfleet.trace.append(AttentionCall(layer, shape, sliding_window, softcap))
     if specfleet.pool is None:
         return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3]), None
-    packed = (each[0].transpose(0, 1) for each in (query, key, value))
-    return paged_attention(specfleet, layer, *packed, Look(scale, sliding_window, softcap))[None], None
+    q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))
+    return paged_attention(specfleet, layer, q, k, v, Look(scale, sliding_window, softcap))[None], None
 
 
 def paged_attention(

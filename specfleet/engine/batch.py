@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from specfleet.engine.pages import PAGE_SIZE
+from specfleet.core.step import PAGE_SIZE
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +183,29 @@ def group_by_shape(spans: Sequence[Span], waste: float = 2.0) -> list[list[int]]
     for group in groups:
         group.sort()
     return groups
+
+
+def fixed_passes(spans: Sequence[Span], size: int, scratch: Sequence[int]) -> list[list[Span]]:
+    """Cut a step into passes of exactly `size` tokens, so that every matrix product has one shape and a token's result does
+    not depend on what else is in the step. The last pass is filled up with a sequence of its own on `scratch` pages."""
+    passes: list[list[Span]] = [[]]
+    room = size
+    for span in spans:
+        at = 0
+        while at < span.count:
+            end = min(span.count, at + room)
+            rows = max(0, end - max(at, span.count - span.rows))
+            passes[-1].append(Span(span.tokens[at:end], span.start + at, span.pages, rows))
+            room -= end - at
+            at = end
+            if room == 0:
+                passes.append([])
+                room = size
+    if room == size:
+        passes.pop()
+    else:
+        passes[-1].append(Span([0] * room, 0, scratch, 0))
+    return passes
 
 
 def _extend_slots(slots: list[int], span: Span) -> None:

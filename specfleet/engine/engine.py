@@ -12,13 +12,16 @@ from dataclasses import dataclass, replace
 import torch
 
 from specfleet.core.errors import ConfigurationError, InvalidRequest, Overloaded, PromptTooLong
-from specfleet.core.step import StepItem, StepResult
+from specfleet.core.step import PAGE_SIZE, StepItem, StepResult
 from specfleet.engine.attention import AttentionContext
-from specfleet.engine.batch import Span, StepBatch
+from specfleet.engine.batch import Span, StepBatch, fixed_passes
 from specfleet.engine.choose import Choice, Chooser
 from specfleet.engine.kv_pool import KVPool
 from specfleet.engine.model import LoadedModel, load
-from specfleet.engine.pages import PAGE_SIZE, PageCounters, PageTable
+from specfleet.engine.pages import PageCounters, PageTable
+
+_FIXED_TOKENS = 64
+"""Tokens of a deterministic pass."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +43,8 @@ class EngineConfig:
     seed: int | None = None
     """Seed of the unseeded rule's generator; None takes one from the operating system."""
     deterministic: bool = False
-    """Kernels whose result for one sequence does not depend on what else is in the batch, where there are any."""
+    """Compute in passes of one shape (64 tokens) and, with varlen, without splitting keys: a token's logits then depend
+    less, on most kernels not at all, on what else is in the step. Costs a pass of 64 tokens for every step."""
 
     def __post_init__(self) -> None:
         if self.kv_cache_tokens < PAGE_SIZE:
@@ -77,7 +81,9 @@ class TorchEngine:
         self.model = model or load(config.model, config.device, config.dtype, config.attention)
         self.counters = EngineCounters()
         self._pages = PageTable(config.pages)
-        self._pool = KVPool(self.model.layers, config.pages, self.model.dtype, self.model.device)
+        scratch = _FIXED_TOKENS // PAGE_SIZE if config.deterministic else 0
+        self._scratch = range(config.pages, config.pages + scratch)  # pages that only padding writes to
+        self._pool = KVPool(self.model.layers, config.pages + scratch, self.model.dtype, self.model.device)
         self._chooser = Chooser(self.model.device, config.seed)
         self._lock = threading.Lock()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="specfleet-engine")
@@ -149,16 +155,23 @@ class TorchEngine:
 
     async def extend(self, items: Sequence[StepItem], count: int) -> list[list[StepResult]]:
         """`count` steps in a row in the engine's thread: changing threads costs as much as a small model's step."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._extend_sync, items, count)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self.extend_sync, items, count)
 
-    def _extend_sync(self, items: Sequence[StepItem], count: int) -> list[list[StepResult]]:
+    def extend_sync(self, items: Sequence[StepItem], count: int) -> list[list[StepResult]]:
+        """See `extend`. After any error, in whichever of the steps, every sequence is as it was."""
+        before = [self._pages.length(item.sequence) for item in items]
         rows: list[list[StepResult]] = [[] for _ in items]
-        for number in range(count):
-            results = self.step_sync(items)
-            for row, result in zip(rows, results, strict=True):
-                row.append(result)
-            if number < count - 1:
-                items = [replace(i, tokens=[r.tokens[-1]]) for i, r in zip(items, results, strict=True)]
+        feed = items
+        try:
+            for number in range(count):
+                if number:
+                    feed = [replace(item, tokens=[row[-1].tokens[-1]]) for item, row in zip(items, rows, strict=True)]
+                for row, result in zip(rows, self.step_sync(feed), strict=True):
+                    row.append(result)
+        except BaseException:
+            with self._lock:
+                self._roll_back(items, before)
+            raise
         return rows
 
     @torch.inference_mode()
@@ -203,7 +216,12 @@ class TorchEngine:
             pages = self._pages.block_table(item.sequence)
             spans.append(Span(item.tokens, start, pages, item.draft + 1 if item.sample else 0))
         self._pool.copy(copies)
-        batch = StepBatch(spans, self.model.device)
+        if not self.config.deterministic:
+            return self._run(StepBatch(spans, self.model.device))
+        passes = fixed_passes(spans, _FIXED_TOKENS, self._scratch)
+        return torch.cat([self._run(StepBatch(part, self.model.device)) for part in passes])
+
+    def _run(self, batch: StepBatch) -> torch.Tensor:
         context = AttentionContext(batch, self._pool, self.model.backend, 1 if self.config.deterministic else None)
         began = time.perf_counter()
         logits = self.model.run(context)

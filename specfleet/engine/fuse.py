@@ -13,7 +13,7 @@ applies is decided by exact class; `model.load` compares logits with the stock m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -173,14 +173,9 @@ def _rope_table(rotary: Any, positions: int) -> tuple[torch.Tensor, torch.Tensor
     return cosines[0][:, None].clone(), (sines[0] * signs)[:, None].clone()
 
 
-def _product(*arguments: Any) -> torch.Tensor:
-    return torch.ops.mkldnn._linear_pointwise.default(*arguments)
-
-
-def _product_sum(*arguments: Any) -> torch.Tensor:
-    return torch.ops.mkldnn._linear_pointwise.binary(*arguments)
-
-
-if hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # bound once: looking an operator up costs a microsecond each time
-    _product = torch.ops.mkldnn._linear_pointwise.default
-    _product_sum = torch.ops.mkldnn._linear_pointwise.binary
+# Bound once, since looking an operator up costs a microsecond each time. Absent where torch is built without oneDNN, and then
+# `can_pack` says so before anyone gets here.
+_product: Callable[..., torch.Tensor] = getattr(getattr(torch.ops.mkldnn, "_linear_pointwise", None), "default", None)
+_product_sum: Callable[..., torch.Tensor] = getattr(
+    getattr(torch.ops.mkldnn, "_linear_pointwise", None), "binary", None
+)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from specfleet.engine.pages import PAGE_SIZE
+from specfleet.core.step import PAGE_SIZE
 
 
 @dataclass(frozen=True, slots=True)

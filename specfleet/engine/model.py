@@ -171,28 +171,41 @@ def _adapt(module: Any, model: str, backend: str, device: torch.device) -> tuple
         attention.check_backend(backend, device)
     choices = [backend] if backend != "auto" else (["varlen", "sdpa"] if device.type == "cuda" else ["sdpa"])
     size, dtype, kind = module.config.get_text_config().vocab_size, module.dtype, type(module).__name__
-    tokens = [(7919 * i + 11) % size for i in range(_PROBE_TOKENS)]
-    batch = StepBatch([Span(tokens=tokens, start=0, pages=[1, 0], rows=_PROBE_TOKENS)], device)
+    probe = torch.tensor([(7919 * i + 11) % size for i in range(_PROBE_TOKENS)])
     with torch.inference_mode():
-        expected = module(input_ids=batch.token_ids, use_cache=False).logits[0].float()
+        expected = module(input_ids=probe[None].to(device), use_cache=False).logits[0].float()
     module.config._attn_implementation = attention.NAME
     module.config.get_text_config()._attn_implementation = attention.NAME
-    calls = _trace(module, batch)
+    calls = _trace(module, probe)
     _check_windows(module, calls)
     run = _make_runner(module, [call.window for call in calls])
     for choice in choices:
+        pool = KVPool([call.shape for call in calls], 2, dtype, device)
         try:
             attention.check_backend(choice, device)
-            pool = KVPool([call.shape for call in calls], 2, dtype, device)
-            with torch.inference_mode():
-                found = run(AttentionContext(batch, pool, choice))
-        except (RuntimeError, ConfigurationError):
+            found = _probe(run, probe, pool, choice)
+        except RuntimeError as error:
+            if choice == choices[-1]:
+                reason = str(error).strip().split("\n", 1)[0]
+                raise ConfigurationError(f"attention backend {choice} does not run {kind} here: {reason}") from error
+        except ConfigurationError:
             if choice == choices[-1]:
                 raise
-            continue
-        _check_same(f"{model!r} ({kind})", expected, found, 1e-4 if dtype == torch.float32 else 0.05)
-        return choice, calls, run
+        else:
+            _check_same(f"{model!r} ({kind})", expected, found, 1e-4 if dtype == torch.float32 else 0.05)
+            return choice, calls, run
     raise AssertionError("unreachable")
+
+
+@torch.inference_mode()
+def _probe(run: Runner, tokens: torch.Tensor, pool: KVPool, backend: str) -> torch.Tensor:
+    """Logits of all tokens, in two steps and on pages out of order: the second step looks back at the first one's cache."""
+    first = len(tokens) * 2 // 3
+    found = []
+    for part, start in ((tokens[:first], 0), (tokens[first:], first)):
+        batch = StepBatch([Span(part.tolist(), start, pages=[1, 0], rows=len(part))], pool.keys[0].device)
+        found.append(run(AttentionContext(batch, pool, backend)))
+    return torch.cat(found)
 
 
 def _make_runner(module: Any, windows: list[int | None]) -> Runner:
@@ -217,9 +230,10 @@ def _run_module(module: Any, context: AttentionContext) -> torch.Tensor:
     return output.logits[0].float()
 
 
-def _trace(module: Any, batch: StepBatch) -> list[AttentionCall]:
+def _trace(module: Any, tokens: torch.Tensor) -> list[AttentionCall]:
     """Which layers call our attention, and how. Raises ModelLoadError unless each does so exactly once."""
     calls: list[AttentionCall] = []
+    batch = StepBatch([Span(tokens.tolist(), start=0, pages=[1, 0], rows=1)], module.device)
     with torch.inference_mode():
         _run_module(module, AttentionContext(batch, None, trace=calls))
     layers = module.config.get_text_config().num_hidden_layers

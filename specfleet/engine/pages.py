@@ -28,8 +28,6 @@ from hashlib import blake2b
 from specfleet.core.errors import InternalError, Overloaded
 from specfleet.core.step import PAGE_SIZE
 
-"""Tokens in a page."""
-
 _ROOT = b"specfleet"
 _NOT_INDEXED = b""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +154,25 @@ def test_a_drafter_and_its_target_agree_over_the_rejection_rule(tmp_path: Path) 
     (verdict,) = target.step_sync([StepItem(1, text, params, draft=5, q=q)])
 
     assert (verdict.accepted, len(verdict.tokens)) == (5, 6)
+
+
+def test_steps_in_a_row_equal_steps_one_by_one(tmp_path: Path) -> None:
+    """`extend` feeds each newest token back: the same results, by item and then by step."""
+    folder = save_tiny_model(tmp_path, "llama")
+    engine, other = engine_for(folder), engine_for(folder)
+    items = [StepItem(i, prompt, SamplingParams(seed=i)) for i, prompt in enumerate(prompts(3))]
+    for item in items:
+        engine.open(item.sequence, item.tokens)
+        other.open(item.sequence, item.tokens)
+
+    expected = []
+    feed = items
+    for _ in range(4):
+        expected.append(other.step_sync(feed))
+        feed = [replace(i, tokens=r.tokens) for i, r in zip(items, expected[-1], strict=True)]
+
+    assert [list(row) for row in zip(*expected, strict=True)] == asyncio.run(engine.extend(items, 4))
+    engine.shutdown()
 
 
 def test_steps_run_in_the_engines_own_thread(tmp_path: Path) -> None:

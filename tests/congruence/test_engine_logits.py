@@ -6,6 +6,7 @@ model sees each whole sequence at once, without a cache.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from specfleet.core.step import StepItem
 from specfleet.core.types import SamplingParams
 from specfleet.engine import EngineConfig, TorchEngine
+from specfleet.engine.attention import AttentionContext
 from specfleet.engine.testing import FAMILIES, VOCABULARY, save_tiny_model, stock_logits, stock_model
 
 GREEDY = SamplingParams(temperature=0)
@@ -30,9 +32,10 @@ def _one_thread() -> None:
 class Trace:
     """A random walk over an engine's operations, with the true tokens of each sequence kept beside it."""
 
-    def __init__(self, folder: Path, seed: int, kv_cache_tokens: int = 1024) -> None:
+    def __init__(self, folder: Path, seed: int, kv_cache_tokens: int = 1024, deterministic: bool = False) -> None:
         self.random = np.random.default_rng(seed)
-        self.engine = TorchEngine(EngineConfig(model=str(folder), kv_cache_tokens=kv_cache_tokens))
+        config = EngineConfig(model=str(folder), kv_cache_tokens=kv_cache_tokens, deterministic=deterministic)
+        self.engine = TorchEngine(config)
         self.stock = stock_model(folder)
         self.truth: dict[int, list[int]] = {}
         self.waiting: dict[int, list[int]] = {}
@@ -138,6 +141,23 @@ def test_logits_survive_eviction_and_copied_pages(tmp_path: Path) -> None:
 
     assert engine.page_counters.evictions > 0
     assert engine.page_counters.copies > 0
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma"])
+def test_passes_of_one_shape_compute_the_same(family: str, tmp_path: Path) -> None:
+    """With `deterministic`, the same random trace holds, and the model only ever sees 64 tokens at a time."""
+    trace = Trace(save_tiny_model(tmp_path, family), seed=3, deterministic=True)
+    run, seen = trace.engine.model.run, set()
+
+    def watched(context: AttentionContext) -> torch.Tensor:
+        seen.add(context.batch.tokens)
+        return run(context)
+
+    trace.engine.model = replace(trace.engine.model, run=watched)
+    trace.walk(60)
+
+    assert trace.compared > 100
+    assert seen == {64}
 
 
 def test_one_step_of_mixed_shapes_equals_one_sequence_at_a_time(tmp_path: Path) -> None:

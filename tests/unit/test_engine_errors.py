@@ -57,6 +57,17 @@ def test_out_of_pages_is_refused_before_anything_is_computed(tmp_path: Path) -> 
     assert len(engine.step_sync(items[:1])) == 1
 
 
+def test_a_row_of_steps_that_fails_midway_leaves_nothing_behind(tmp_path: Path) -> None:
+    """`extend` that runs out of pages after some steps takes those back too."""
+    engine = engine_with(tmp_path, [1] * 60, kv_cache_tokens=64)
+
+    with pytest.raises(Overloaded):
+        engine.extend_sync([StepItem(1, [2], GREEDY)], 10)
+
+    assert (engine.length(1), len(engine.extend_sync([StepItem(1, [2], GREEDY)], 4)[0])) == (60, 4)
+    engine.check_integrity()
+
+
 @pytest.mark.parametrize(
     ("item", "match"),
     [
