@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -10,7 +10,8 @@ import numpy as np
 
 from scheduler import batching, speculation
 from scheduler.budget import StepBudget, pages
-from scheduler.types import ItemOutcome, Outcome, Plan, SessionRecord
+from scheduler.step_time import UNPROFILED, StepProfile, StepShape, StepTimeModel
+from scheduler.types import ItemOutcome, Outcome, Plan, PlanItem, SessionRecord
 from specfleet.core.step import PAGE_SIZE
 from specfleet.core.types import LOCAL, Grant, Mode
 
@@ -27,6 +28,8 @@ class SchedulerConfig:
     """Tokens in a KV page."""
     draft_wait_seconds: float = 1.0
     """In ROUND, how long to wait for a draft before the verifier decodes without it."""
+    profile: StepProfile = UNPROFILED
+    """What steps took when somebody measured them; refitted while serving."""
     seed: int = 0
     """For policies that draw."""
 
@@ -39,6 +42,7 @@ class Scheduler:
         self._speculation = speculation.build(config.speculation, np.random.default_rng(config.seed))
         self._batching = batching.build(config.batching)
         self._records: dict[int, SessionRecord] = {}
+        self.step_time = StepTimeModel(config.profile)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -70,17 +74,22 @@ class Scheduler:
         When nobody who is ready finds a page, the session that came last gives its pages back and waits.
         """
         ready = [record for record in self._records.values() if self._ready(record, now)]
+        for record in ready:
+            if self._waits(record):
+                # It waits for a step only since it has stopped waiting for its draft.
+                record.ready_at = max(record.ready_at, record.draft_deadline)
         if not ready:
             return Plan(wake_at=self._next_deadline(now))
         budget = StepBudget(self.config.max_step_tokens, free_pages, self.config.page_size)
         self._batching.fill(ready, budget, now)
         if budget.items:
-            return Plan(tuple(budget.items))
+            return Plan(tuple(budget.items), seconds=self.step_time.predict(self._shape(budget.items)))
         return self._preempt(ready, now)
 
     def commit(self, outcome: Outcome, now: float) -> dict[int, Grant]:
         """Learn from a step; returns the next grant of every session that got a verdict."""
         grants = {}
+        self.step_time.observe(self._shape(outcome.items), outcome.seconds)
         for item in outcome.items:
             record = self._records.get(item.session)
             if record is None:
@@ -93,6 +102,12 @@ class Scheduler:
                 record.drafted, record.draft_complete = item.pending, False
                 grants[item.session] = self._decide(record, item, now)
         return grants
+
+    def _shape(self, items: Iterable[PlanItem | ItemOutcome]) -> StepShape:
+        """Shape of a step, before its outcome is committed. Sessions closed meanwhile no longer say how long they were."""
+        return StepShape.of(
+            (item.tokens, record.computed) for item in items if (record := self._records.get(item.session)) is not None
+        )
 
     def preempted(self, session: int, now: float) -> None:
         """The session's pages are gone: everything known is to be computed again."""
@@ -109,10 +124,15 @@ class Scheduler:
         record.draft_deadline = now + self.config.draft_wait_seconds
 
     def _ready(self, record: SessionRecord, now: float) -> bool:
-        """Whether a step can do something for the session. Only ROUND waits, and only once it is prefilled."""
+        """Whether a step can do something for the session."""
+        return not self._waits(record) or now >= record.draft_deadline
+
+    @staticmethod
+    def _waits(record: SessionRecord) -> bool:
+        """Whether it waits for its draft: only in ROUND, and only once it is prefilled."""
         if record.grant.mode is not Mode.ROUND or record.prefilling:
-            return True
-        return record.drafted >= record.grant.length or record.draft_complete or now >= record.draft_deadline
+            return False
+        return record.drafted < record.grant.length and not record.draft_complete
 
     def _next_deadline(self, now: float) -> float | None:
         """When the first of those who wait for a draft stops waiting."""

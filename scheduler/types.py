@@ -61,6 +61,8 @@ class Plan:
     items: tuple[PlanItem, ...] = ()
     preempt: tuple[int, ...] = ()
     """Sessions that must give their pages back; they are computed again later."""
+    seconds: float = 0.0
+    """Predicted duration of the step."""
     wake_at: float | None = None
     """With no items: when to ask again although nothing has happened."""
 
@@ -76,6 +78,10 @@ class ItemOutcome:
     committed: int
     pending: int
     """Drafted tokens that still continue the text and wait for the next step."""
+
+    @property
+    def tokens(self) -> int:
+        return self.fed + self.drafted
 
 
 @dataclass(frozen=True, slots=True)

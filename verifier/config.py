@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -36,6 +37,8 @@ class VerifierConfig(BaseModel):
     """Speculation policy: fixed:K, stream, none, random."""
     batching: str = "fifo"
     """Batching policy: fifo."""
+    profile: Path | None = None
+    """Step-time profile of this machine and model; without one the scheduler learns from scratch."""
     draft_wait_seconds: Annotated[float, Field(gt=0)] = 1.0
     """How long a round waits for its draft before the verifier decodes without it."""
     idle_seconds: Annotated[float, Field(gt=0)] = 60.0

@@ -15,6 +15,7 @@ import uvloop
 from prometheus_client import CollectorRegistry
 
 from scheduler import Scheduler, SchedulerConfig
+from scheduler.step_time import UNPROFILED, StepProfile
 from specfleet.core.config import describe
 from specfleet.core.errors import InternalError
 from specfleet.core.signals import stop_requested
@@ -98,6 +99,7 @@ def _scheduler_config(config: VerifierConfig) -> SchedulerConfig:
         speculation=config.speculation,
         batching=config.batching,
         max_step_tokens=config.max_step_tokens,
+        profile=StepProfile.load(config.profile) if config.profile else UNPROFILED,
         draft_wait_seconds=config.draft_wait_seconds,
         seed=config.seed if config.seed is not None else int.from_bytes(os.urandom(4), "little"),
     )

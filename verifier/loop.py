@@ -140,7 +140,7 @@ class BatchLoop:
             )
         grants = self._scheduler.commit(Outcome(tuple(outcomes), seconds), self._clock())
         self.step_seconds += 0.1 * (seconds - self.step_seconds) if self.step_seconds else seconds
-        self._observer.step(seconds, len(items), sum(len(item.tokens) for item in items))
+        self._observer.step(seconds, plan.seconds, len(items), sum(len(item.tokens) for item in items))
         for session, verdict in verdicts:
             self._observer.verdict(
                 session.service_class,

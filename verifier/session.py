@@ -92,8 +92,9 @@ class Session:
             raise InvalidRequest.field("distributions", "is empty, must have one per token where sampling has no seed")
         before = self.pending
         stale = self._merge(draft)
-        # Said of a round that is over meanwhile, "no more will come" holds only if something of it is still of use.
-        self._complete = draft.last and (bool(self._pending) or draft.confirmed >= len(self.tokens))
+        # Said of a round that is over meanwhile, "no more will come" holds only if something of it is still of use. Once
+        # said it holds until the next verdict: a repeated message takes nothing back.
+        self._complete |= draft.last and (bool(self._pending) or draft.confirmed >= len(self.tokens))
         return Offered(max(0, self.pending - before), stale)
 
     def take_draft(self, count: int) -> tuple[list[int], list[DraftDistribution] | None]:

@@ -67,6 +67,7 @@ class VerifierMetrics:
         self._target_only = counter("target_only_tokens", "Tokens decoded with no draft to verify.")
         self._stale = counter("stale_draft_tokens", "Drafted tokens that came too late to be of use.")
         self._step = histogram("step_seconds", "Duration of a step.", SECONDS)
+        self._predicted = histogram("step_predicted_seconds", "Duration of a step as it was predicted.", SECONDS)
         self._sequences = histogram("batch_sequences", "Sequences in a step.", COUNTS)
         self._tokens = histogram("batch_tokens", "Tokens in a step.", COUNTS)
         self._wait = histogram("wait_seconds", "Time a ready session waited for its step.", SECONDS)
@@ -105,8 +106,9 @@ class VerifierMetrics:
     def session_finished(self, service_class: str, reason: FinishReason) -> None:
         self._requests.labels(service_class, reason.value).inc()
 
-    def step(self, seconds: float, sequences: int, tokens: int) -> None:
+    def step(self, seconds: float, predicted: float, sequences: int, tokens: int) -> None:
         self._step.observe(seconds)
+        self._predicted.observe(predicted)
         self._sequences.observe(sequences)
         self._tokens.observe(tokens)
 

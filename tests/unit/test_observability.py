@@ -253,7 +253,7 @@ def test_the_verifiers_events_are_counted(registry: CollectorRegistry) -> None:
     metrics.session_opened(resumed=True)
     metrics.session_rejected("overloaded")
     metrics.session_finished("", FinishReason.STOP)
-    metrics.step(0.004, 3, 40)
+    metrics.step(0.004, 0.005, 3, 40)
     metrics.granted("", Mode.LOCAL, Mode.ROUND, 4)
     metrics.granted("", Mode.ROUND, Mode.ROUND, 4)
     metrics.stale(5)

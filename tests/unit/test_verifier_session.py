@@ -200,7 +200,7 @@ def test_taken_tokens_stay_until_the_commit() -> None:
 
 
 def test_no_more_will_come_holds_for_this_round_only() -> None:
-    """ "Last" completes the round; a verdict, or a later draft that does not say so, opens it again."""
+    """ "Last" completes the round until the next verdict; a repeated draft that does not say so takes nothing back."""
     one = session()
     offer(one, 3, 4, last=True)
     assert one.complete
@@ -209,7 +209,7 @@ def test_no_more_will_come_holds_for_this_round_only() -> None:
     offer(one, 5, last=True)
     assert one.complete
     offer(one, 5, 6)
-    assert not one.complete
+    assert one.complete
 
 
 def test_no_more_will_come_of_a_past_round_is_void() -> None:

@@ -1,0 +1,130 @@
+"""What the scheduler believes about a session, learnt from what happened to it.
+
+Acceptance is a ratio of discounted sums, accepted over *tested*: a draft is tested up to its first refusal, so a round of S
+drafted and J accepted tokens tests J + (J < S). An average of J / S would be biased by that censoring, which costs 8 to 13 %
+of throughput (algorithms.md, section 9).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+PRIOR = 0.7
+"""Acceptance before anybody has drafted anything."""
+LOWEST, HIGHEST = 0.05, 0.97
+"""Acceptance is never believed to be beyond these: a few lucky or unlucky rounds prove nothing."""
+SHRINKAGE = 8.0
+"""A session's own record counts as much as the pool's once so many of its tokens were tested."""
+HALF_LIFE = 64.0
+"""Tested tokens after which an observation counts half."""
+POOL_HALF_LIFE = 4096.0
+
+
+@dataclass(slots=True)
+class Discounted:
+    """accepted / tested with old observations forgotten by the number of newer ones."""
+
+    half_life: float
+    accepted: float = 0.0
+    tested: float = 0.0
+
+    def observe(self, accepted: float, tested: float) -> None:
+        keep = 2.0 ** (-tested / self.half_life)
+        self.accepted = keep * self.accepted + accepted
+        self.tested = keep * self.tested + tested
+
+
+class AcceptancePool:
+    """What holds for all sessions together: where a new session starts, and what a short record is drawn towards."""
+
+    def __init__(self) -> None:
+        self._sum = Discounted(POOL_HALF_LIFE, PRIOR * SHRINKAGE, SHRINKAGE)
+
+    @property
+    def rate(self) -> float:
+        return self._sum.accepted / self._sum.tested
+
+    def observe(self, accepted: int, tested: int) -> None:
+        self._sum.observe(accepted, tested)
+
+
+class Acceptance:
+    """The chance that a session's next drafted token is accepted, given that those before it were."""
+
+    __slots__ = ("_pool", "_sum")
+
+    def __init__(self, pool: AcceptancePool) -> None:
+        self._pool = pool
+        self._sum = Discounted(HALF_LIFE)
+
+    @property
+    def rate(self) -> float:
+        """Shrunk to the pool, within [LOWEST, HIGHEST]."""
+        own = self._sum
+        rate = (own.accepted + SHRINKAGE * self._pool.rate) / (own.tested + SHRINKAGE)
+        return min(HIGHEST, max(LOWEST, rate))
+
+    def verified(self, drafted: int, accepted: int) -> None:
+        """A round: of `drafted` verified tokens the first `accepted` were right. No drafted token, no observation."""
+        self.tested(accepted, accepted + (accepted < drafted))
+
+    def tested(self, accepted: int, tested: int) -> None:
+        """`accepted` of `tested` guesses were right, as a drafter reports of its shadow guesses in LOCAL."""
+        if 0 <= accepted <= tested and tested > 0:
+            self._sum.observe(accepted, tested)
+            self._pool.observe(accepted, tested)
+
+
+def expected_tokens(acceptance: float, length: int) -> float:
+    """Tokens that a round of `length` drafted ones commits on average: mu(k) = (1 - a^(k+1)) / (1 - a), the recovered or
+    bonus token included (Leviathan et al. 2023, equation 1)."""
+    return (1.0 - acceptance ** (length + 1)) / (1.0 - acceptance)
+
+
+class Smoothed:
+    """Exponential average of a positive quantity that ignores what cannot be and damps what hardly can."""
+
+    __slots__ = ("_share", "_value")
+    OUTLIER = 8.0
+    """An observation counts as at most this many times the present value, either way."""
+
+    def __init__(self, share: float, value: float = 0.0) -> None:
+        """`share` of each new observation; `value` 0 means not known yet."""
+        self._share = share
+        self._value = value
+
+    @property
+    def value(self) -> float:
+        return self._value
+
+    def observe(self, value: float) -> None:
+        if not math.isfinite(value) or value <= 0.0:
+            return
+        if self._value == 0.0:
+            self._value = value
+            return
+        value = min(max(value, self._value / self.OUTLIER), self._value * self.OUTLIER)
+        self._value += self._share * (value - self._value)
+
+
+class Goodput:
+    """Tokens per second, forgetting with a time constant; in seconds and not in rounds, since rounds differ in length."""
+
+    __slots__ = ("_at", "_seconds", "value")
+
+    def __init__(self, now: float, seconds: float = 10.0) -> None:
+        self.value = 0.0
+        self._seconds = seconds
+        self._at = now
+
+    def observe(self, tokens: int, now: float) -> None:
+        """`tokens` were committed since the last observation. The first one sets the rate: starting from zero would make
+        whoever is new look starved."""
+        passed = now - self._at
+        if passed <= 0.0:
+            return
+        rate = tokens / passed
+        weight = -math.expm1(-passed / self._seconds)
+        self.value = self.value + weight * (rate - self.value) if self.value else rate
+        self._at = now

@@ -1,0 +1,156 @@
+"""How long a step takes: four terms, refitted while serving.
+
+    T = fixed + per_token * sum(n) + per_cached * sum(C) + per_pair * sum(n * L)
+
+n new tokens, C cached tokens read, L total length of a sequence (WISP's form, arXiv 2601.11652). Recursive least squares
+with forgetting refits it from every step, by relative errors. Tokens and batch move together in practice, so the fit leans
+on the profile it came from (a ridge) and stays within bounds of it: what nothing in the load explores must not drift.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from specfleet.core.errors import ConfigurationError
+
+Vector = npt.NDArray[np.float64]
+
+FORGETTING = 0.998
+RIDGE = 0.02
+"""Share of the information that the profile itself counts as."""
+BOUNDS = np.array([[0.2, 3.0], [0.05, 3.0], [0.2, 5.0], [0.2, 5.0]])
+"""Each coefficient stays within these multiples of a measured profile's (algorithms.md, section 9)."""
+GUESS_BOUNDS = np.array([[1e-3, 1e3]] * 4)
+"""Likewise where the profile is a guess."""
+ERROR_SHARE = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class StepShape:
+    """What a step's time depends on, summed over its sequences."""
+
+    tokens: int = 0
+    cached: int = 0
+    pairs: int = 0
+    """Sum over sequences of new tokens times total length."""
+
+    @classmethod
+    def of(cls, sequences: Iterable[tuple[int, int]]) -> StepShape:
+        """From (new tokens, cached tokens) of each sequence."""
+        tokens = cached = pairs = 0
+        for new, old in sequences:
+            tokens += new
+            cached += old
+            pairs += new * (old + new)
+        return cls(tokens, cached, pairs)
+
+    @property
+    def features(self) -> Vector:
+        return np.array([1.0, self.tokens, self.cached, self.pairs])
+
+
+@dataclass(frozen=True, slots=True)
+class StepProfile:
+    """Coefficients in seconds, as `specfleet profile` measures them."""
+
+    fixed: float
+    per_token: float
+    per_cached: float = 0.0
+    per_pair: float = 0.0
+    source: str = ""
+    """Machine and model they were measured on."""
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if name != "source" and not (math.isfinite(value) and value >= 0.0):
+                raise ConfigurationError(
+                    f"step profile: {name} is {value!r}, must be a finite number of seconds, 0 or more"
+                )
+        if self.fixed + self.per_token <= 0.0:
+            raise ConfigurationError("step profile: fixed and per_token are both 0, a step must take some time")
+
+    @property
+    def coefficients(self) -> Vector:
+        return np.array([self.fixed, self.per_token, self.per_cached, self.per_pair])
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> StepProfile:
+        """Raises ConfigurationError naming the file and what is wrong with it."""
+        try:
+            found = json.loads(path.read_text())
+            return cls(**found)
+        except OSError as error:
+            raise ConfigurationError(f"cannot read profile {path}: {error.strerror}") from None
+        except (ValueError, TypeError) as error:
+            raise ConfigurationError(f"{path} is no step profile: {error}") from None
+
+
+UNPROFILED = StepProfile(fixed=0.02, per_token=1e-4, per_cached=1e-7, per_pair=1e-8, source="a guess")
+"""Where nobody has measured anything: steps soon say better."""
+
+
+class StepTimeModel:
+    """Predicts steps, learns from them, and knows how wrong it has been."""
+
+    def __init__(self, profile: StepProfile = UNPROFILED) -> None:
+        self.error = 0.1
+        """Smoothed relative error of predictions: the safety margin."""
+        self.observed = 0
+        """Steps learnt from."""
+        self._bounds = GUESS_BOUNDS if profile is UNPROFILED else BOUNDS
+        # A profile may say 0 of what its machine does not show; that, too, is only believed until steps say otherwise.
+        self._unit = np.maximum(profile.coefficients, UNPROFILED.coefficients * 1e-3)
+        self._scale = np.ones(4)
+        # Normal equations in multiples of the profile, of errors relative to each step's own time.
+        self._information = np.eye(4) * RIDGE
+        self._moment = np.ones(4) * RIDGE
+
+    @property
+    def coefficients(self) -> Vector:
+        """fixed, per_token, per_cached, per_pair: seconds."""
+        return self._unit * self._scale
+
+    def predict(self, shape: StepShape) -> float:
+        """Seconds that a step of this shape will take."""
+        return float(shape.features @ self.coefficients)
+
+    def upper(self, shape: StepShape) -> float:
+        """The same with the margin that its own errors suggest."""
+        return self.predict(shape) * (1.0 + 2.0 * self.error)
+
+    def observe(self, shape: StepShape, seconds: float) -> None:
+        """A step of this shape took `seconds`."""
+        if not math.isfinite(seconds) or seconds <= 0.0:
+            return
+        self.error += ERROR_SHARE * (min(1.0, abs(self.predict(shape) / seconds - 1.0)) - self.error)
+        self.observed += 1
+        row = shape.features * self._unit / seconds
+        ridge = RIDGE * (1.0 - FORGETTING)
+        self._information = FORGETTING * self._information + np.outer(row, row) + ridge * np.eye(4)
+        self._moment = FORGETTING * self._moment + row + ridge
+        self._scale = self._solve()
+
+    def _solve(self) -> Vector:
+        """Least squares within bounds: what would leave them is held there, and the rest solved again without it."""
+        held = np.zeros(4, dtype=bool)
+        scale = self._scale.copy()
+        while not held.all():
+            free = ~held
+            moment = self._moment[free] - self._information[np.ix_(free, held)] @ scale[held]
+            scale[free] = np.linalg.solve(self._information[np.ix_(free, free)], moment)
+            within = np.clip(scale, self._bounds[:, 0], self._bounds[:, 1])
+            outside, scale = free & (within != scale), within
+            if not outside.any():
+                break
+            held |= outside
+        return scale
