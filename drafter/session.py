@@ -51,6 +51,8 @@ class DraftingSession:
         self._answered = -1
         """In ROUND: length of the confirmed text for which the draft is complete."""
         self._sent_at = 0.0
+        self._spent = 0.0
+        """Seconds of drafting since the last message."""
         self._mute = False
         """Drafting failed; every round is answered with an empty draft from now on."""
         self._changed = asyncio.Event()
@@ -175,7 +177,9 @@ class DraftingSession:
             log.warning("drafting failed", extra={"request_id": self._opening.request_id, "error": error.message})
             self._mute = True
             return False
-        self._observer.drafted(self._speculator.name, len(guesses), self._clock() - start)
+        seconds = self._clock() - start
+        self._spent += seconds
+        self._observer.drafted(self._speculator.name, len(guesses), seconds)
         kept = branch.land(base, version, guesses)
         if kept < len(guesses):
             self._observer.discarded("overtaken", len(guesses) - kept)
@@ -210,5 +214,10 @@ class DraftingSession:
                 confirmed=len(branch.text),
                 last=last,
                 q=q or None,
+                draft_seconds=self._take_spent(),
             )
         )
+
+    def _take_spent(self) -> float:
+        spent, self._spent = self._spent, 0.0
+        return spent

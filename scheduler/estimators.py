@@ -111,20 +111,26 @@ class Smoothed:
 class Goodput:
     """Tokens per second, forgetting with a time constant; in seconds and not in rounds, since rounds differ in length."""
 
-    __slots__ = ("_at", "_seconds", "value")
+    __slots__ = ("_at", "_seconds", "_tokens", "value")
 
     def __init__(self, now: float, seconds: float = 10.0) -> None:
         self.value = 0.0
         self._seconds = seconds
         self._at = now
+        self._tokens = 0
 
     def observe(self, tokens: int, now: float) -> None:
-        """`tokens` were committed since the last observation. The first one sets the rate: starting from zero would make
-        whoever is new look starved."""
+        """`tokens` were committed since the last observation (several sessions of one identity may say so at one moment).
+        The first observation sets the rate: starting from zero would make whoever is new look starved."""
+        self._tokens += tokens
         passed = now - self._at
         if passed <= 0.0:
             return
-        rate = tokens / passed
+        rate = self._tokens / passed
         weight = -math.expm1(-passed / self._seconds)
         self.value = self.value + weight * (rate - self.value) if self.value else rate
-        self._at = now
+        self._at, self._tokens = now, 0
+
+    def idle(self, now: float) -> bool:
+        """Nothing for long enough that what it knows is worth nothing."""
+        return now - self._at > 6.0 * self._seconds

@@ -10,10 +10,17 @@ import numpy as np
 
 from scheduler import batching, speculation
 from scheduler.budget import StepBudget, pages
+from scheduler.estimators import Acceptance, AcceptancePool, Goodput, Smoothed
 from scheduler.step_time import UNPROFILED, StepProfile, StepShape, StepTimeModel
-from scheduler.types import ItemOutcome, Outcome, Plan, PlanItem, SessionRecord
+from scheduler.types import ESTIMATE_SHARE, ItemOutcome, Outcome, Plan, PlanItem, SessionRecord
+from scheduler.view import View
 from specfleet.core.step import PAGE_SIZE
 from specfleet.core.types import LOCAL, Grant, Mode
+
+MAX_IDENTITIES = 1024
+"""Goodput records kept before those that are long idle are let go of."""
+MAX_SHADOW = 64
+"""Tokens that one shadow report may count for: it is the drafter's word only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,10 +46,12 @@ class Scheduler:
 
     def __init__(self, config: SchedulerConfig) -> None:
         self.config = config
-        self._speculation = speculation.build(config.speculation, np.random.default_rng(config.seed))
-        self._batching = batching.build(config.batching)
         self._records: dict[int, SessionRecord] = {}
-        self.step_time = StepTimeModel(config.profile)
+        self._view = View(StepTimeModel(config.profile), self._records)
+        self._pool = AcceptancePool()
+        self._goodput: dict[str, Goodput] = {}
+        self._speculation = speculation.build(config.speculation, self._view, np.random.default_rng(config.seed))
+        self._batching = batching.build(config.batching)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -50,23 +59,72 @@ class Scheduler:
     def __iter__(self) -> Iterator[SessionRecord]:
         return iter(self._records.values())
 
-    def open(self, session: int, *, known: int, computed: int, can_draft: bool, now: float) -> Grant:
-        """A session with `known` tokens, `computed` of them already cached. Returns its first grant."""
-        record = SessionRecord(session, known, computed, can_draft, opened_at=now, ready_at=now)
+    @property
+    def step_time(self) -> StepTimeModel:
+        return self._view.step_time
+
+    def open(
+        self,
+        session: int,
+        *,
+        known: int,
+        computed: int,
+        can_draft: bool,
+        now: float,
+        identity: str = "",
+        draft_seconds: float = 0.0,
+        round_trip: float = 0.0,
+    ) -> Grant:
+        """A session with `known` tokens, `computed` of them already cached. Returns its first grant.
+
+        `draft_seconds` per token and `round_trip` seconds are what its drafter says of itself, 0 for not known.
+        """
+        record = SessionRecord(
+            session,
+            known,
+            computed,
+            can_draft,
+            opened_at=now,
+            ready_at=now,
+            acceptance=Acceptance(self._pool),
+            goodput=self._goodput_of(identity, now),
+            draft_seconds=Smoothed(ESTIMATE_SHARE, draft_seconds),
+            round_trip=Smoothed(ESTIMATE_SHARE, round_trip),
+        )
         self._records[session] = record
         self._grant(record, self._speculation.opened(record, now) if can_draft else LOCAL, now)
         return record.grant
 
-    def drafted(self, session: int, pending: int, complete: bool, now: float) -> None:
-        """`pending` drafted tokens now wait behind the session's text; `complete` if no more will come."""
+    def _goodput_of(self, identity: str, now: float) -> Goodput:
+        """One record for all sessions of an identity, kept for a while after the last of them."""
+        if len(self._goodput) > MAX_IDENTITIES and identity not in self._goodput:
+            self._goodput = {name: one for name, one in self._goodput.items() if not one.idle(now)}
+        return self._goodput.setdefault(identity, Goodput(now))
+
+    def drafted(
+        self, session: int, pending: int, complete: bool, now: float, *, tokens: int = 0, seconds: float = 0.0
+    ) -> None:
+        """`pending` drafted tokens now wait behind the session's text; `complete` if no more will come. The message that
+        said so brought `tokens` tokens, drafted in `seconds`."""
         record = self._records[session]
+        waited = self._waits(record)
+        if waited and complete and record.told_at:
+            record.round_trip.observe(now - record.told_at - seconds)
+        if tokens:
+            record.draft_seconds.observe(seconds / tokens)
         was_ready = self._ready(record, now)
         record.drafted, record.draft_complete = pending, complete
         if not was_ready:
             record.ready_at = now
 
+    def shadowed(self, session: int, accepted: int, tested: int) -> None:
+        """In LOCAL: of `tested` streamed tokens the drafter would have guessed `accepted`."""
+        self._records[session].acceptance.tested(accepted, min(tested, MAX_SHADOW))
+
     def close(self, session: int) -> None:
-        self._records.pop(session, None)
+        record = self._records.pop(session, None)
+        if record is not None:
+            self._speculation.closed(record)
 
     def plan(self, now: float, free_pages: int) -> Plan:
         """The next step: never more than `max_step_tokens` tokens or `free_pages` pages, no session twice.
@@ -90,6 +148,8 @@ class Scheduler:
         """Learn from a step; returns the next grant of every session that got a verdict."""
         grants = {}
         self.step_time.observe(self._shape(outcome.items), outcome.seconds)
+        self._view.step_seconds.observe(outcome.seconds)
+        self._speculation.stepped(outcome, now)
         for item in outcome.items:
             record = self._records.get(item.session)
             if record is None:
@@ -97,9 +157,12 @@ class Scheduler:
             record.known += item.committed
             # The newest committed token is known but not computed: the next step decodes from it.
             record.computed = record.known - 1 if item.committed else record.computed + item.fed
+            self._view.wait_seconds.observe(now - outcome.seconds - record.ready_at)
             record.ready_at = now
             if item.committed:
-                record.drafted, record.draft_complete = item.pending, False
+                record.acceptance.verified(item.drafted, item.accepted)
+                record.goodput.observe(item.committed, now)
+                record.drafted, record.draft_complete, record.told_at = item.pending, False, now
                 grants[item.session] = self._decide(record, item, now)
         return grants
 

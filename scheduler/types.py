@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from scheduler.estimators import Acceptance, AcceptancePool, Goodput, Smoothed
 from specfleet.core.types import LOCAL, Grant
+
+ESTIMATE_SHARE = 0.2
+"""What a new observation of drafting speed or round trip counts."""
 
 
 @dataclass(slots=True)
@@ -29,8 +33,18 @@ class SessionRecord:
     """Drafted tokens that wait to be verified."""
     draft_complete: bool = False
     """The drafter will send no more before the next verdict."""
+    told_at: float = 0.0
+    """When its last verdict was handed out."""
     draft_deadline: float = 0.0
     """In ROUND: when to stop waiting for the draft."""
+    acceptance: Acceptance = field(default_factory=lambda: Acceptance(AcceptancePool()))
+    """Chance that the next drafted token is accepted."""
+    goodput: Goodput = field(default_factory=lambda: Goodput(0.0))
+    """Tokens per second of its identity, shared by all sessions of that identity."""
+    draft_seconds: Smoothed = field(default_factory=lambda: Smoothed(ESTIMATE_SHARE))
+    """Seconds that its drafter takes per token."""
+    round_trip: Smoothed = field(default_factory=lambda: Smoothed(ESTIMATE_SHARE))
+    """Seconds from a verdict to the drafter and back, drafting not counted."""
 
     @property
     def behind(self) -> int:

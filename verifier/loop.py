@@ -65,7 +65,14 @@ class BatchLoop:
         if offered.stale:
             self._observer.stale(offered.stale)
         if session.number in self._sessions:
-            self._scheduler.drafted(session.number, session.pending, session.complete, self._clock())
+            self._scheduler.drafted(
+                session.number,
+                session.pending,
+                session.complete,
+                self._clock(),
+                tokens=len(draft.tokens),
+                seconds=draft.draft_seconds,
+            )
             self._wake.set()
 
     def withdraw(self, session: Session) -> None:

@@ -3,38 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 import numpy as np
 
-from scheduler.speculation import fixed, none, random, stream
-from scheduler.types import ItemOutcome, SessionRecord
+from scheduler.speculation import fair_goodput, fixed, goodspeed, ladder, none, random, smartspec, stream
+from scheduler.speculation.policy import SpeculationPolicy
+from scheduler.view import View
 from specfleet.core.errors import ConfigurationError
-from specfleet.core.types import Grant
 
-MAX_LENGTH = 32
-"""Longest grant any policy gives."""
+Build = Callable[[str, View, np.random.Generator], SpeculationPolicy]
 
-
-class SpeculationPolicy(Protocol):
-    def opened(self, record: SessionRecord, now: float) -> Grant:
-        """The first grant of a session that can draft."""
-        ...
-
-    def decided(self, record: SessionRecord, outcome: ItemOutcome, now: float) -> Grant:
-        """The grant after a verdict."""
-        ...
-
-
-POLICIES: dict[str, Callable[[str, np.random.Generator], SpeculationPolicy]] = {
-    "none": none.build,
+POLICIES: dict[str, Build] = {
+    "fair-goodput": fair_goodput.build,
+    "goodspeed": goodspeed.build,
+    "smartspec": smartspec.build,
+    "ladder": ladder.build,
     "fixed": fixed.build,
     "stream": stream.build,
     "random": random.build,
+    "none": none.build,
 }
 
 
-def build(name: str, rng: np.random.Generator) -> SpeculationPolicy:
+def build(name: str, view: View, rng: np.random.Generator) -> SpeculationPolicy:
     """A policy from `NAME` or `NAME:ARGUMENT`, as `--speculation` takes it.
 
     Raises:
@@ -43,4 +34,4 @@ def build(name: str, rng: np.random.Generator) -> SpeculationPolicy:
     kind, _, argument = name.partition(":")
     if kind not in POLICIES:
         raise ConfigurationError(f"speculation policy {name!r} is not known; choose one of {', '.join(POLICIES)}")
-    return POLICIES[kind](argument, rng)
+    return POLICIES[kind](argument, view, rng)

@@ -4,22 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from scheduler.types import ItemOutcome, SessionRecord
-from specfleet.core.errors import ConfigurationError
-from specfleet.core.types import LOCAL, Grant
+from scheduler.speculation.policy import Constant, no_argument
+from scheduler.view import View
+from specfleet.core.types import LOCAL
 
 
-class TargetOnly:
-    def opened(self, record: SessionRecord, now: float) -> Grant:
-        return LOCAL
-
-    def decided(self, record: SessionRecord, outcome: ItemOutcome, now: float) -> Grant:
-        return LOCAL
-
-
-def build(argument: str, rng: np.random.Generator) -> TargetOnly:
-    if argument:
-        raise ConfigurationError(
-            f"speculation policy 'none' takes no argument, got {argument!r}; write --speculation none"
-        )
-    return TargetOnly()
+def build(argument: str, view: View, rng: np.random.Generator) -> Constant:
+    no_argument("none", argument)
+    return Constant(LOCAL)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
+from scheduler.speculation.policy import Memoryless, no_argument
 from scheduler.types import ItemOutcome, SessionRecord
-from specfleet.core.errors import ConfigurationError
+from scheduler.view import View
 from specfleet.core.types import Grant, Mode
 
-LONGEST = 8
+MOST = 8
 MODES = (Mode.LOCAL, Mode.STREAM, Mode.ROUND)
 
 
-class Random:
+class Random(Memoryless):
     def __init__(self, rng: np.random.Generator) -> None:
         self._rng = rng
 
@@ -24,10 +25,9 @@ class Random:
 
     def _draw(self) -> Grant:
         mode = MODES[self._rng.integers(len(MODES))]
-        return Grant(mode, 0 if mode is Mode.LOCAL else int(self._rng.integers(1, LONGEST + 1)))
+        return Grant(mode, 0 if mode is Mode.LOCAL else int(self._rng.integers(1, MOST + 1)))
 
 
-def build(argument: str, rng: np.random.Generator) -> Random:
-    if argument:
-        raise ConfigurationError(f"speculation policy 'random' takes no argument, got {argument!r}")
+def build(argument: str, view: View, rng: np.random.Generator) -> Random:
+    no_argument("random", argument)
     return Random(rng)

@@ -4,29 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from scheduler.types import ItemOutcome, SessionRecord
-from specfleet.core.errors import ConfigurationError
+from scheduler.speculation.policy import Constant, length_of
+from scheduler.view import View
 from specfleet.core.types import Grant, Mode
 
 DEFAULT_LENGTH = 8
-LONGEST = 32
 
 
-class Stream:
-    def __init__(self, length: int) -> None:
-        self._grant = Grant(Mode.STREAM, length)
-
-    def opened(self, record: SessionRecord, now: float) -> Grant:
-        return self._grant
-
-    def decided(self, record: SessionRecord, outcome: ItemOutcome, now: float) -> Grant:
-        return self._grant
-
-
-def build(argument: str, rng: np.random.Generator) -> Stream:
-    length = argument or str(DEFAULT_LENGTH)
-    if not length.isdecimal() or not 1 <= int(length) <= LONGEST:
-        raise ConfigurationError(
-            f"stream:{argument} is no speculation length; write stream:K with K from 1 to {LONGEST}"
-        )
-    return Stream(int(length))
+def build(argument: str, view: View, rng: np.random.Generator) -> Constant:
+    return Constant(Grant(Mode.STREAM, length_of("stream", argument, DEFAULT_LENGTH)))

@@ -11,6 +11,8 @@ from scheduler import ItemOutcome, Outcome, Plan, PlanItem, Scheduler, Scheduler
 from scheduler import speculation as speculation_policies
 from scheduler.batching.fifo import Fifo
 from scheduler.budget import StepBudget, pages
+from scheduler.step_time import StepTimeModel
+from scheduler.view import View
 from specfleet.core.errors import ConfigurationError
 from specfleet.core.types import LOCAL, Grant, Mode
 
@@ -19,7 +21,7 @@ OUTCOME = ItemOutcome(1, fed=1, drafted=4, accepted=2, committed=3, pending=0)
 
 
 def policy(name: str, seed: int = 0) -> speculation_policies.SpeculationPolicy:
-    return speculation_policies.build(name, np.random.default_rng(seed))
+    return speculation_policies.build(name, View(StepTimeModel()), np.random.default_rng(seed))
 
 
 def grants(name: str, count: int = 50, seed: int = 0) -> list[Grant]:
@@ -81,7 +83,7 @@ def test_random_is_a_function_of_its_seed() -> None:
 @pytest.mark.parametrize("name", ["", "fast", "Fixed:4", "fixed4", ":4"])
 def test_an_unknown_policy_names_the_choices(name: str) -> None:
     """Speculation and batching policies by the wrong name say which there are."""
-    with pytest.raises(ConfigurationError, match=f"{name!r} is not known; choose one of none, fixed, stream, random"):
+    with pytest.raises(ConfigurationError, match=f"{name!r} is not known; choose one of fair-goodput, goodspeed"):
         policy(name)
     with pytest.raises(ConfigurationError, match=f"{name!r} is not known; choose one of fifo"):
         batching.build(name)
@@ -91,7 +93,7 @@ def test_an_unknown_policy_names_the_choices(name: str) -> None:
 @pytest.mark.parametrize("length", ["0", "33", "-1", "4.0", "x", "1e1", " 4"])
 def test_a_length_out_of_range_names_its_limits(kind: str, length: str) -> None:
     """fixed:K and stream:K take whole numbers from 1 to 32."""
-    with pytest.raises(ConfigurationError, match=f"{kind}:{length} is no .*; write {kind}:K with K from 1 to 32"):
+    with pytest.raises(ConfigurationError, match=f"{kind}:{length} is not understood; write {kind}:K with K from 1 to 32"):
         policy(f"{kind}:{length}")
 
 

@@ -1,0 +1,67 @@
+"""What a speculation policy is: it is told of openings, steps and closings, and answers with grants."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from scheduler.types import ItemOutcome, Outcome, SessionRecord
+from specfleet.core.errors import ConfigurationError
+from specfleet.core.types import Grant
+
+LONGEST = 32
+"""Longest grant any policy gives."""
+
+
+class SpeculationPolicy(Protocol):
+    def opened(self, record: SessionRecord, now: float) -> Grant:
+        """The first grant of a session that can draft."""
+        ...
+
+    def stepped(self, outcome: Outcome, now: float) -> None:
+        """A step has ended; its verdicts are decided next."""
+        ...
+
+    def decided(self, record: SessionRecord, outcome: ItemOutcome, now: float) -> Grant:
+        """The grant after a verdict; the record's estimates know of it already."""
+        ...
+
+    def closed(self, record: SessionRecord) -> None:
+        """A session is gone."""
+        ...
+
+
+class Memoryless:
+    """Base of policies that remember nothing of sessions."""
+
+    def stepped(self, outcome: Outcome, now: float) -> None:
+        pass
+
+    def closed(self, record: SessionRecord) -> None:
+        pass
+
+
+class Constant(Memoryless):
+    """The same grant for everybody, always."""
+
+    def __init__(self, grant: Grant) -> None:
+        self._grant = grant
+
+    def opened(self, record: SessionRecord, now: float) -> Grant:
+        return self._grant
+
+    def decided(self, record: SessionRecord, outcome: ItemOutcome, now: float) -> Grant:
+        return self._grant
+
+
+def length_of(name: str, argument: str, default: int, longest: int = LONGEST) -> int:
+    """The K of `name:K`. Raises ConfigurationError."""
+    text = argument or str(default)
+    if not text.isdecimal() or not 1 <= int(text) <= longest:
+        raise ConfigurationError(f"{name}:{argument} is not understood; write {name}:K with K from 1 to {longest}")
+    return int(text)
+
+
+def no_argument(name: str, argument: str) -> None:
+    """Raises ConfigurationError if there is one."""
+    if argument:
+        raise ConfigurationError(f"speculation policy {name!r} takes no argument, got {argument!r}; write {name}")
