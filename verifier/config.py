@@ -34,7 +34,7 @@ class VerifierConfig(BaseModel):
     max_sessions: Annotated[int, Field(ge=1)] = 256
     """Sessions open at a time; more are refused with a time to come back."""
     speculation: str = "fixed:4"
-    """Speculation policy: fixed:K, stream, none, random."""
+    """Speculation policy: fair-goodput, goodspeed:C, smartspec, ladder, fixed:K, stream, none, random."""
     batching: str = "fifo"
     """Batching policy: fifo."""
     profile: Path | None = None
