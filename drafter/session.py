@@ -16,6 +16,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 
 from drafter.branch import Branch
 from drafter.observer import Observer, Silent
+from drafter.pace import Pace
 from drafter.speculators import Drafting, Speculator
 from specfleet.core.clock import Clock
 from specfleet.core.errors import InternalError, SpecfleetError, StreamInterrupted
@@ -38,7 +39,9 @@ class DraftingSession:
         speculator: Speculator,
         clock: Clock,
         observer: Observer | None = None,
+        pace: Pace | None = None,
     ) -> None:
+        self._pace = pace or Pace()
         self._opening = opening
         self._connection = connection
         self._speculator = speculator
@@ -179,6 +182,8 @@ class DraftingSession:
             return False
         seconds = self._clock() - start
         self._spent += seconds
+        if guesses:
+            self._pace.draft_seconds.observe(seconds / len(guesses))
         self._observer.drafted(self._speculator.name, len(guesses), seconds)
         kept = branch.land(base, version, guesses)
         if kept < len(guesses):

@@ -7,6 +7,7 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from drafter.observer import Observer, Silent
+from drafter.pace import Pace
 from drafter.session import DraftingSession
 from drafter.speculators import Speculator
 from specfleet.core.clock import Clock
@@ -34,6 +35,7 @@ class Drafter:
         self._clock = clock
         self._observer = observer or Silent()
         self._model: ModelInfo | None = None
+        self._pace = Pace()
 
     async def model(self) -> ModelInfo:
         """The target, asked for once: should the verifier come back with another one, `Open` is refused."""
@@ -43,8 +45,13 @@ class Drafter:
 
     async def run(self, opening: Open) -> AsyncIterator[VerifyResponse]:
         """The verifier's messages for one generation, while the speculator guesses ahead."""
-        opening = replace(opening, vocabulary_digest=self._digest, can_draft=True)
-        session = DraftingSession(opening, self._connection, self._speculator, self._clock, self._observer)
+        opening = replace(
+            opening,
+            vocabulary_digest=self._digest,
+            can_draft=True,
+            draft_seconds_per_token=self._pace.draft_seconds.value,
+        )
+        session = DraftingSession(opening, self._connection, self._speculator, self._clock, self._observer, self._pace)
         start, last = self._clock(), 0.0
         async with aclosing(session.run()) as messages:
             async for message in messages:

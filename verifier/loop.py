@@ -197,7 +197,13 @@ class BatchLoop:
         self._sessions[session.number] = session
         now = self._clock()
         grant = self._scheduler.open(
-            session.number, known=len(session.tokens), computed=cached, can_draft=session.can_draft, now=now
+            session.number,
+            known=len(session.tokens),
+            computed=cached,
+            can_draft=session.can_draft,
+            now=now,
+            draft_seconds=session.draft_seconds,
+            round_trip=session.round_trip,
         )
         if session.pending or session.complete:
             self._scheduler.drafted(session.number, session.pending, session.complete, now)

@@ -41,6 +41,8 @@ class Session:
         self.service_class = opening.service_class
         self.sampling: SamplingParams = opening.sampling
         self.can_draft = opening.can_draft
+        self.draft_seconds = opening.draft_seconds_per_token
+        self.round_trip = opening.round_trip_seconds
         self.tokens: list[int] = [*opening.prompt, *opening.output]
         self.prompt_length = len(opening.prompt)
         self.cached_tokens = 0
