@@ -97,7 +97,7 @@ def _measure(
     """Tokens/s of one stream and of eight, and acceptance, by name. A fleet per policy, all up at once, used in turns."""
     with ExitStack() as stack:
         fleets = {
-            policy: Fleet(stack, target, draft, policy, arguments.tokens) for policy in (*POLICIES, "stream", "none")
+            policy: Fleet(stack, target, draft, policy, arguments.tokens) for policy in (*POLICIES, "fair-goodput", "stream", "none")
         }
         runs: dict[str, Callable[[], float]] = {"generate": peers.generate, "assisted": peers.assisted}
         for name, fleet in fleets.items():

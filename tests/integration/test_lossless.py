@@ -14,7 +14,7 @@ from specfleet import AsyncClient, SamplingParams
 from support.daemons import Daemon, fleet, wait_until_empty
 from support.pair import Reference, prompts
 
-POLICIES = ("fixed:1", "fixed:4", "fixed:8", "stream", "none", "random")
+POLICIES = ("fixed:1", "fixed:4", "fixed:8", "stream", "none", "random", "fair-goodput")
 TEMPERATURE, TOP_P = 0.8, 0.95
 Texts = list[list[int]]
 
@@ -81,7 +81,7 @@ def whole_grid() -> Iterator[Grid]:
 
 @pytest.mark.lossless
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", (*POLICIES, "goodspeed", "smartspec", "ladder"))
 def test_whole_grid(whole_grid: Grid, policy: str) -> None:
     """64 prompts of 64 new tokens, each with every policy and drafter, 1 and 16 at a time, greedy and seeded."""
     with fleet("--speculation", policy) as daemons:

@@ -13,7 +13,10 @@ from specfleet.core.types import FinishReason, Mode, SamplingParams
 from support.engine import reference
 from support.fleet import GREEDY, TABLE, fleet
 
-POLICIES = ("none", "fixed:1", "fixed:4", "fixed:8", "stream", "stream:3", "random")
+POLICIES = (
+    *("none", "fixed:1", "fixed:4", "fixed:8", "stream", "stream:3", "random"),
+    *("fair-goodput", "fair-goodput:0", "goodspeed:12", "smartspec", "ladder"),
+)
 
 
 @pytest.mark.parametrize("speculator", ["model", "ngram"])
