@@ -17,6 +17,7 @@ from drafter.speculators import Speculator
 from drafter.speculators.ngram import Ngram
 from specfleet.core.config import describe
 from specfleet.core.errors import ConnectionError_
+from specfleet.core.extras import need
 from specfleet.core.protocol import VerifierConnection
 from specfleet.core.signals import stop_requested
 from specfleet.observability import log as logs
@@ -33,6 +34,8 @@ NGRAM = "ngram"
 
 def run(config: DrafterConfig) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit code."""
+    if config.model != NGRAM:
+        need("torch")
     logs.configure(config.log_level)
     return uvloop.run(_serve(config))
 

@@ -18,6 +18,7 @@ from scheduler import Scheduler, SchedulerConfig
 from scheduler.step_time import UNPROFILED, StepProfile
 from specfleet.core.config import describe
 from specfleet.core.errors import InternalError
+from specfleet.core.extras import need
 from specfleet.core.signals import stop_requested
 from specfleet.core.types import ModelInfo
 from specfleet.observability import log as logs
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 
 def run(config: VerifierConfig) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit code."""
+    need("torch")
     logs.configure(config.log_level)
     return uvloop.run(_serve(config))
 
