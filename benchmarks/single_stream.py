@@ -31,8 +31,9 @@ from specfleet import AsyncClient, Client, Reply, SamplingParams
 from specfleet.cli.processes import DaemonProcess
 from specfleet.core.step import StepItem
 
-LENGTHS = (1, 2, 3, 4, 6, 8)
-POLICIES = ("fixed:2", "fixed:3", "fixed:4", "fixed:6")
+LENGTHS = (3, 5, 8)
+POLICIES = ("fair-goodput", "fixed:3", "fixed:5", "fixed:8")
+OTHERS = ("stream", "none")
 STREAMS = 8
 
 
@@ -44,20 +45,23 @@ def main() -> int:
     arguments = parser.parse_args()
     report = Report("single_stream")
     target, draft = arguments.models / "tiny-target", arguments.models / "tiny-draft"
-    _section(report, "shipped pair", target, draft, arguments)
+    _section(report, "shipped pair", target, draft, arguments, PROMPTS)
     with tempfile.TemporaryDirectory() as folder:
         inflated = _inflate(target, Path(folder))
-        _section(report, "target inflated to 4x its cost (same function)", inflated, draft, arguments)
+        # Half of the prompts: a target four times as slow takes its time.
+        _section(report, "target inflated to 4x its cost (same function)", inflated, draft, arguments, PROMPTS[::2])
     return report.finish()
 
 
-def _section(report: Report, title: str, target: Path, draft: Path, arguments: argparse.Namespace) -> None:
+def _section(
+    report: Report, title: str, target: Path, draft: Path, arguments: argparse.Namespace, prompts: tuple[str, ...]
+) -> None:
     """Measure one pair; print its table, add its figures and bars."""
     costs = _step_costs(target, draft)
-    peers = Peers(target, draft, arguments.tokens)
+    peers = Peers(target, draft, arguments.tokens, prompts)
     single, many, acceptance = _measure(target, draft, peers, arguments)
     base, assisted = single["generate"], single["assisted"]
-    print(f"\n{title}: tokens/s, medians of {arguments.rounds} interleaved rounds over {len(PROMPTS)} prompts")
+    print(f"\n{title}: tokens/s, medians of {arguments.rounds} interleaved rounds over {len(peers.prompts)} prompts")
     rows = [
         ["", "one stream", "vs generate", "vs assisted", "ceiling vs generate", f"{STREAMS} streams", "vs assisted"]
     ]
@@ -96,9 +100,7 @@ def _measure(
 ) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
     """Tokens/s of one stream and of eight, and acceptance, by name. A fleet per policy, all up at once, used in turns."""
     with ExitStack() as stack:
-        fleets = {
-            policy: Fleet(stack, target, draft, policy, arguments.tokens) for policy in (*POLICIES, "fair-goodput", "stream", "none")
-        }
+        fleets = {name: Fleet(stack, target, draft, name, peers) for name in (*POLICIES, *OTHERS)}
         runs: dict[str, Callable[[], float]] = {"generate": peers.generate, "assisted": peers.assisted}
         for name, fleet in fleets.items():
             runs[name] = fleet.one
@@ -117,14 +119,15 @@ def _measure(
 class Peers:
     """transformers on the same pair and prompts, in this process."""
 
-    def __init__(self, target: Path, draft: Path, tokens: int) -> None:
+    def __init__(self, target: Path, draft: Path, tokens: int, prompts: tuple[str, ...]) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         self._target: Any = AutoModelForCausalLM.from_pretrained(target, dtype="float32")
         self._draft: Any = AutoModelForCausalLM.from_pretrained(draft, dtype="float32")
         self._draft.generation_config.num_assistant_tokens = 5
         self._tokenizer: Any = AutoTokenizer.from_pretrained(target)
-        self._tokens = tokens
+        self.tokens = tokens
+        self.prompts = prompts
         self.texts: list[tuple[int, ...]] = []
 
     def generate(self) -> float:
@@ -136,11 +139,11 @@ class Peers:
     def _run(self, options: dict[str, Any]) -> float:
         """Tokens/s over all prompts, one after another."""
         texts, seconds = [], 0.0
-        for prompt in PROMPTS:
+        for prompt in self.prompts:
             inputs = self._tokenizer(prompt, return_tensors="pt")
             start = time.perf_counter()
             output = self._target.generate(
-                **inputs, do_sample=False, max_new_tokens=self._tokens, pad_token_id=0, **options
+                **inputs, do_sample=False, max_new_tokens=self.tokens, pad_token_id=0, **options
             )
             seconds += time.perf_counter() - start
             texts.append(tuple(output[0, inputs["input_ids"].shape[1] :].tolist()))
@@ -152,7 +155,7 @@ class Peers:
 class Fleet:
     """A verifier and a drafter as daemons on loopback."""
 
-    def __init__(self, stack: ExitStack, target: Path, draft: Path, policy: str, tokens: int) -> None:
+    def __init__(self, stack: ExitStack, target: Path, draft: Path, policy: str, peers: Peers) -> None:
         def daemon(*options: str) -> DaemonProcess:
             process = stack.enter_context(DaemonProcess(*options, "--listen", "127.0.0.1:0", "--metrics", ""))
             process.wait_ready(120)
@@ -161,7 +164,9 @@ class Fleet:
         progress(f"starting the fleet of {policy}")
         verifier = daemon("verifier", "--model", str(target), "--speculation", policy)
         self._address = daemon("drafter", "--model", str(draft), "--verifier", verifier.address).address
-        self._sampling = SamplingParams(max_tokens=tokens, temperature=0.0)
+        self._prompts = peers.prompts
+        self._eight = [peers.prompts[n % len(peers.prompts)] for n in range(STREAMS)]
+        self._sampling = SamplingParams(max_tokens=peers.tokens, temperature=0.0)
         self.texts: list[tuple[int, ...]] = []
         self._drafted = self._accepted = 0
 
@@ -175,7 +180,7 @@ class Fleet:
         with Client(self._address) as client:
             client.models()  # connected before the clock starts
             start = time.perf_counter()
-            replies = [client.generate(prompt, self._sampling) for prompt in PROMPTS]
+            replies = [client.generate(prompt, self._sampling) for prompt in self._prompts]
             seconds = time.perf_counter() - start
         self._count(replies)
         return sum(len(reply.token_ids) for reply in replies) / seconds
@@ -197,7 +202,7 @@ class Fleet:
         return asyncio.run(run())
 
     def _count(self, replies: list[Reply]) -> None:
-        self.texts = [reply.token_ids for reply in replies]
+        self.texts = [reply.token_ids for reply in replies][: len(self._prompts)]
         for reply in replies:
             rounds, accepted = reply.speculation.rounds, reply.speculation.accepted
             full = accepted == reply.speculation.drafted

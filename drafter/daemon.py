@@ -23,7 +23,7 @@ from specfleet.core.signals import stop_requested
 from specfleet.observability import log as logs
 from specfleet.observability.drafter import DrafterMetrics
 from specfleet.observability.grpc_server import GrpcServerMetrics
-from specfleet.observability.registry import MetricsServer
+from specfleet.observability.registry import serve_metrics
 from specfleet.text import TextGenerator, Tokenizer
 from specfleet.wire.server import Server
 from specfleet.wire.verification import GrpcVerifierConnection
@@ -48,7 +48,7 @@ async def _serve(config: DrafterConfig) -> int:
         observer = DrafterMetrics(registry)
         server = Server(interceptors=(GrpcServerMetrics(registry),))
         address = server.bind(config.listen)
-        metrics = _metrics(config, registry, stack)
+        metrics = serve_metrics(registry, config.metrics, stack)
         connection = GrpcVerifierConnection(config.verifier)
         stack.push_async_callback(connection.close)
         # A model is loaded while nothing else needs the loop; the verifier is asked only for what it alone knows.
@@ -118,11 +118,3 @@ def _batcher_ended(task: asyncio.Task[None]) -> None:
     """The batcher runs as long as the daemon; without it no draft is ever answered."""
     if not task.cancelled() and task.exception() is not None:
         log.critical("draft batcher ended", exc_info=task.exception())
-
-
-def _metrics(config: DrafterConfig, registry: CollectorRegistry, stack: AsyncExitStack) -> str:
-    if not config.metrics:
-        return "off"
-    server = MetricsServer(registry, config.metrics)
-    stack.callback(server.close)
-    return server.address

@@ -23,7 +23,7 @@ from specfleet.core.signals import stop_requested
 from specfleet.core.types import ModelInfo
 from specfleet.observability import log as logs
 from specfleet.observability.grpc_server import GrpcServerMetrics
-from specfleet.observability.registry import MetricsServer
+from specfleet.observability.registry import serve_metrics
 from specfleet.observability.verifier import VerifierGauges, VerifierMetrics
 from specfleet.text import TextGenerator, Tokenizer
 from specfleet.wire.server import Server
@@ -51,7 +51,7 @@ async def _serve(config: VerifierConfig) -> int:
         registry = CollectorRegistry()
         server = Server(interceptors=(GrpcServerMetrics(registry),))
         address = server.bind(config.listen)
-        metrics = _metrics(config, registry, stack)
+        metrics = serve_metrics(registry, config.metrics, stack)
         scheduler = Scheduler(_scheduler_config(config))
         tokenizer = Tokenizer.from_folder(config.model)
         engine = _engine(config)
@@ -131,14 +131,6 @@ def _verifier(
         kv_tokens=engine.total_pages * engine.page_size,
     )
     return Verifier(loop, model, vocabulary, tokenizer.files(), limits, address, observer)
-
-
-def _metrics(config: VerifierConfig, registry: CollectorRegistry, stack: AsyncExitStack) -> str:
-    if not config.metrics:
-        return "off"
-    server = MetricsServer(registry, config.metrics)
-    stack.callback(server.close)
-    return server.address
 
 
 class _Gauges:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from importlib import metadata
 from wsgiref.simple_server import WSGIServer
 
@@ -39,3 +40,12 @@ class MetricsServer:
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+
+def serve_metrics(registry: CollectorRegistry, listen: str, stack: AsyncExitStack) -> str:
+    """Serve until `stack` unwinds; returns the real address, or "off" for an empty `listen`. Raises ConfigurationError."""
+    if not listen:
+        return "off"
+    server = MetricsServer(registry, listen)
+    stack.callback(server.close)
+    return server.address
