@@ -1,10 +1,13 @@
 """Train the pair that ships with specfleet.
 
-    python -m models.train target --from ../shared/models/tiny-target --out models/runs/target --steps 3000
-    python -m models.train deepen --from models/runs/target/model --out models/runs/deep --layers 16
+    python -m models.train target --from ../shared/models/tiny-target --out models/runs/first --steps 3000
+    python -m models.train deepen --from models/runs/first/model --out models/runs/deep --layers 16
     python -m models.train target --from models/runs/deep/model --out models/runs/final --steps 1500
-    python -m models.train draft --target models/runs/final/model --out models/runs/draft --steps 2000
+    python -m models.train new --like models/runs/final/model --out models/runs/fresh --layers 2
+    python -m models.train target --from models/runs/fresh --out models/runs/text --rate 4e-3
+    python -m models.train draft --target models/runs/final/model --from models/runs/text/model --out models/runs/draft
     python -m models.train export models/runs/final/model models/tiny-target
+    python -m models.train export models/runs/draft/model models/tiny-draft
     python -m models.train evaluate
 
 Every command goes on where it was interrupted. On a GPU all of it takes minutes, on two CPU cores hours.
@@ -20,7 +23,7 @@ import click
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from models.train.corpus import Corpus
+from models.train.corpus import MIXTURE, Corpus
 from models.train.evaluate import agreement, greedy_loop, losses, step_costs
 from models.train.loop import Plan, Trainer, draft_loss, target_loss
 from models.train.surgery import deepen as deepened
@@ -31,6 +34,14 @@ PROMPTS = HERE / "prompts.txt"
 FOLDER = click.Path(path_type=Path)
 corpus_option = click.option(
     "--corpus", type=FOLDER, default=HERE.parents[1] / "shared" / "corpus", help="Folder with the token files."
+)
+
+mix_option = click.option(
+    "--mix",
+    type=(float, float, float),
+    default=tuple(MIXTURE.values()),
+    show_default=True,
+    help="Shares of story, math and code in the training windows.",
 )
 
 
@@ -50,6 +61,8 @@ def _save(model: Any, tokenizer_from: Path, out: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
         if (tokenizer_from / name).exists():
             shutil.copyfile(tokenizer_from / name, out / name)
+    for path in out.glob("*.safetensors"):
+        path.chmod(0o644)  # written for the owner alone
 
 
 def _run(model: Any, plan: Plan, out: Path, corpus: Corpus, loss: Any, tokenizer_from: Path) -> None:
@@ -59,6 +72,12 @@ def _run(model: Any, plan: Plan, out: Path, corpus: Corpus, loss: Any, tokenizer
     trainer.train(loss)
     _save(model, tokenizer_from, out / "model")
     click.echo(f"validation loss {_row(losses(model, corpus))}; model in {out / 'model'}")
+
+
+def _mixed(corpus: Path, mix: tuple[float, float, float]) -> Corpus:
+    if abs(sum(mix) - 1) > 1e-6:
+        raise click.ClickException(f"the shares of --mix are {sum(mix):g} together, not 1")
+    return Corpus(corpus, dict(zip(MIXTURE, mix, strict=True)))
 
 
 def _row(values: dict[str, float]) -> str:
@@ -79,6 +98,7 @@ def main() -> None:
 @click.option("--decay", default=0.4, show_default=True, help="Share of the run over which the rate falls.")
 @click.option("--floor", default=0.0, show_default=True, help="Rate at the end of the decay.")
 @click.option("--minutes", type=float, help="End after this much training; the decay then follows the clock.")
+@mix_option
 @click.option("--micro", default=8, show_default=True, help="Sequences in one forward pass.")
 @click.option("--seed", default=1, show_default=True)
 @corpus_option
@@ -90,6 +110,7 @@ def target(
     decay: float,
     floor: float,
     minutes: float | None,
+    mix: tuple[float, float, float],
     micro: int,
     seed: int,
     corpus: Path,
@@ -97,7 +118,7 @@ def target(
     """Train the target on the corpus, from an earlier one onwards."""
     model = _load(source)
     plan = Plan(steps=steps, rate=rate, decay=decay, floor=floor, minutes=minutes, micro=micro, seed=seed)
-    _run(model, plan, out, Corpus(corpus), target_loss(model, _device()), source)
+    _run(model, plan, out, _mixed(corpus, mix), target_loss(model, _device()), source)
 
 
 @main.command()
@@ -130,6 +151,7 @@ def new(like: Path, out: Path, hidden: int, layers: int, feed_forward: int) -> N
 @click.option("--decay", default=0.5, show_default=True)
 @click.option("--minutes", type=float, help="End after this much training; the decay then follows the clock.")
 @click.option("--overlap", default=0.3, show_default=True, help="Weight of total variation beside KL.")
+@mix_option
 @click.option("--seed", default=1, show_default=True)
 @corpus_option
 def draft(
@@ -141,6 +163,7 @@ def draft(
     decay: float,
     minutes: float | None,
     overlap: float,
+    mix: tuple[float, float, float],
     seed: int,
     corpus: Path,
 ) -> None:
@@ -148,7 +171,7 @@ def draft(
     teacher = _load(target_path).eval().requires_grad_(False)
     model = _load(source)
     plan = Plan(steps=steps, rate=rate, decay=decay, minutes=minutes, seed=seed)
-    _run(model, plan, out, Corpus(corpus), draft_loss(model, teacher, _device(), overlap), target_path)
+    _run(model, plan, out, _mixed(corpus, mix), draft_loss(model, teacher, _device(), overlap), target_path)
 
 
 @main.command()

@@ -14,7 +14,7 @@ WINDOW = 256
 
 
 @torch.inference_mode()
-def losses(model: Any, corpus: Corpus, sequences: int = 96) -> dict[str, float]:
+def losses(model: Any, corpus: Corpus, sequences: int = 128) -> dict[str, float]:
     """Validation cross-entropy per domain, in nats per token, float32."""
     model.eval()
     found = {}
@@ -32,7 +32,7 @@ def losses(model: Any, corpus: Corpus, sequences: int = 96) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def agreement(target: Any, drafter: Any, corpus: Corpus, sequences: int = 64) -> dict[str, tuple[float, float]]:
+def agreement(target: Any, drafter: Any, corpus: Corpus, sequences: int = 128) -> dict[str, tuple[float, float]]:
     """Per domain: acceptance at temperature 1 (mean of sum_v min(p_v, q_v)), and how often the likeliest token is the same."""
     found = {}
     for domain in corpus.mixture:
