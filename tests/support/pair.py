@@ -12,8 +12,6 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 TARGET = ROOT / "models" / "tiny-target"
 DRAFT = ROOT / "models" / "tiny-draft"
-if not (TARGET / "config.json").exists():
-    TARGET, DRAFT = (ROOT.parent / "shared" / "models" / name for name in ("tiny-target", "tiny-draft"))
 SPEC_BENCH = ROOT.parent / "shared" / "prompts" / "spec_bench.jsonl"
 OWN_PROMPTS = ROOT / "tests" / "data" / "prompts.jsonl"
 
