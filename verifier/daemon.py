@@ -89,7 +89,7 @@ def _engine(config: VerifierConfig) -> TorchEngine:
             device=config.device,
             dtype=config.dtype,
             kv_cache_tokens=config.kv_cache_tokens,
-            threads=config.threads or None,
+            threads=config.threads or max(1, (os.cpu_count() or 2) // 2),
             seed=config.seed,
             deterministic=config.deterministic,
         )
