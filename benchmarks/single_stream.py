@@ -81,7 +81,7 @@ def _section(
         )
     table(rows)
     print(
-        f"engine steps: target {costs['target_1'] * 1e3:.2f} ms, 5 rows {costs['target_5'] / costs['target_1']:.2f}x, "
+        f"engine steps: target {costs['target_1'] * 1e3:.2f} ms, 6 rows {costs['target_6'] / costs['target_1']:.2f}x, "
         f"9 rows {costs['target_9'] / costs['target_1']:.2f}x; drafter {costs['draft_1'] * 1e3:.2f} ms; "
         f"acceptance {max(acceptance.values(), default=0.0):.2f}"
     )

@@ -26,7 +26,7 @@ class VerifierConfig(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format; auto is float32 on the CPU and the model's own on a GPU."""
     threads: Annotated[int, Field(ge=0)] = 0
-    """CPU threads of the model; 0 takes half of the cores, since spinning threads and everything else get in each other's way."""
+    """CPU threads of the model; 0 takes half of the cores, for threads that spin and everything else disturb each other."""
     kv_cache_tokens: Annotated[int, Field(ge=64)] = 16384
     """Tokens the KV cache holds, over all sessions."""
     max_step_tokens: Annotated[int, Field(ge=16)] = 512

@@ -93,7 +93,9 @@ def test_an_unknown_policy_names_the_choices(name: str) -> None:
 @pytest.mark.parametrize("length", ["0", "33", "-1", "4.0", "x", "1e1", " 4"])
 def test_a_length_out_of_range_names_its_limits(kind: str, length: str) -> None:
     """fixed:K and stream:K take whole numbers from 1 to 32."""
-    with pytest.raises(ConfigurationError, match=f"{kind}:{length} is not understood; write {kind}:K with K from 1 to 32"):
+    with pytest.raises(
+        ConfigurationError, match=f"{kind}:{length} is not understood; write {kind}:K with K from 1 to 32"
+    ):
         policy(f"{kind}:{length}")
 
 
