@@ -28,10 +28,10 @@ from specfleet.core.generation import Tokens
 from specfleet.core.types import TokenKind
 
 PROMPTS = (
-    "Once upon a time, there was a little fox who",
-    "The old clock in the hall struck nine, and",
-    "Question: Anna has 12 apples and gives 5 of them away. How many are left?\nAnswer:",
-    "def read_lines(path):\n",
+    "Once upon a time, there was a little fox who lived",
+    "After the storm the sailors found",
+    "Question: A train has 6 cars with 40 seats each. If 100 seats are taken, how many seats are free?\nAnswer:",
+    "def is_prime(n):",
 )
 """Our own, from the kinds of text that the tiny pair was trained on."""
 LOOPBACK = "127.0.0.1:0"
