@@ -33,7 +33,7 @@ class VerifierConfig(BaseModel):
     """Most tokens in one step; longer prompts are prefilled in chunks."""
     max_sessions: Annotated[int, Field(ge=1)] = 256
     """Sessions open at a time; more are refused with a time to come back."""
-    speculation: str = "fixed:4"
+    speculation: str = "fair-goodput"
     """Speculation policy: fair-goodput, goodspeed:C, smartspec, ladder, fixed:K, stream, none, random."""
     batching: str = "fifo"
     """Batching policy: fifo."""
