@@ -109,7 +109,7 @@ def _measure(
         found = medians(interleaved(runs, arguments.rounds))
         for fleet in fleets.values():
             if fleet.texts != peers.texts:
-                raise SystemExit("the fleet's text differs from the target's own: a bug, figures would mean nothing")
+                raise SystemExit(f"{fleet.policy} wrote other text than the target alone: figures would mean nothing")
         acceptance = {name: fleet.acceptance for name, fleet in fleets.items() if fleet.acceptance}
     single = {name: speed for name, speed in found.items() if not name.endswith(f" x{STREAMS}")}
     many = {name.split(" ")[0]: speed for name, speed in found.items() if name.endswith(f" x{STREAMS}")}
@@ -156,6 +156,8 @@ class Fleet:
     """A verifier and a drafter as daemons on loopback."""
 
     def __init__(self, stack: ExitStack, target: Path, draft: Path, policy: str, peers: Peers) -> None:
+        self.policy = policy
+
         def daemon(*options: str) -> DaemonProcess:
             process = stack.enter_context(DaemonProcess(*options, "--listen", "127.0.0.1:0", "--metrics", ""))
             process.wait_ready(120)
@@ -193,7 +195,7 @@ class Fleet:
                 await client.models()
                 start = time.perf_counter()
                 replies = await asyncio.gather(
-                    *(client.generate(prompt, self._sampling) for prompt in PROMPTS[:STREAMS])
+                    *(client.generate(prompt, self._sampling) for prompt in self._eight)
                 )
                 seconds = time.perf_counter() - start
             self._count(replies)
