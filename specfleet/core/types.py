@@ -11,7 +11,7 @@ import enum
 import math
 from dataclasses import dataclass, field
 
-from specfleet.core.errors import InvalidRequest
+from specfleet.core.errors import ConfigurationError, InvalidRequest
 
 PROTOCOL_VERSION = 1
 """Version of the wire contract spoken by this code; `Open` carries it."""
@@ -130,6 +130,33 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
+class ServiceClass:
+    """What a kind of request is promised. A request names its class; targets that are None promise nothing."""
+
+    name: str = ""
+    ttft_seconds: float | None = None
+    """From opening to the first token."""
+    tpot_seconds: float | None = None
+    """Per token after the first."""
+    weight: float = 1.0
+    """What its tokens count in shares, relative to other classes."""
+
+    def __post_init__(self) -> None:
+        for field_, value in (("ttft", self.ttft_seconds), ("tpot", self.tpot_seconds), ("weight", self.weight)):
+            if value is not None and not (math.isfinite(value) and value > 0.0):
+                unit = "" if field_ == "weight" else " of seconds"
+                raise ConfigurationError(
+                    f"service class {self.name!r}: {field_} is {value:g}, must be a number{unit} above 0"
+                )
+
+    def due(self, opened_at: float, first_at: float | None, emitted: int) -> float:
+        """When the next token is due, infinity for never: `emitted` tokens are out, the first of them since `first_at`."""
+        if first_at is None:
+            return opened_at + self.ttft_seconds if self.ttft_seconds is not None else math.inf
+        return first_at + emitted * self.tpot_seconds if self.tpot_seconds is not None else math.inf
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInfo:
     """What a peer needs to know of a served model."""
 
@@ -140,6 +167,7 @@ class ModelInfo:
     eos_token_ids: tuple[int, ...]
     software: str = ""
     policy: str = ""
+    service_classes: tuple[ServiceClass, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

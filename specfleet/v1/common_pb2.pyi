@@ -2,8 +2,8 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Iterable as _Iterable
-from typing import ClassVar as _ClassVar, Optional as _Optional
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -66,7 +66,7 @@ class Usage(_message.Message):
     def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "vocabulary_size", "vocabulary_digest", "context_length", "eos_token_ids", "protocol_version", "min_protocol_version", "software", "policy")
+    __slots__ = ("name", "vocabulary_size", "vocabulary_digest", "context_length", "eos_token_ids", "protocol_version", "min_protocol_version", "software", "policy", "service_classes")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VOCABULARY_SIZE_FIELD_NUMBER: _ClassVar[int]
     VOCABULARY_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -76,6 +76,7 @@ class Model(_message.Message):
     MIN_PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
+    SERVICE_CLASSES_FIELD_NUMBER: _ClassVar[int]
     name: str
     vocabulary_size: int
     vocabulary_digest: bytes
@@ -85,4 +86,17 @@ class Model(_message.Message):
     min_protocol_version: int
     software: str
     policy: str
-    def __init__(self, name: _Optional[str] = ..., vocabulary_size: _Optional[int] = ..., vocabulary_digest: _Optional[bytes] = ..., context_length: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., protocol_version: _Optional[int] = ..., min_protocol_version: _Optional[int] = ..., software: _Optional[str] = ..., policy: _Optional[str] = ...) -> None: ...
+    service_classes: _containers.RepeatedCompositeFieldContainer[ServiceClass]
+    def __init__(self, name: _Optional[str] = ..., vocabulary_size: _Optional[int] = ..., vocabulary_digest: _Optional[bytes] = ..., context_length: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., protocol_version: _Optional[int] = ..., min_protocol_version: _Optional[int] = ..., software: _Optional[str] = ..., policy: _Optional[str] = ..., service_classes: _Optional[_Iterable[_Union[ServiceClass, _Mapping]]] = ...) -> None: ...
+
+class ServiceClass(_message.Message):
+    __slots__ = ("name", "ttft_seconds", "tpot_seconds", "weight")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TTFT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    TPOT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    ttft_seconds: float
+    tpot_seconds: float
+    weight: float
+    def __init__(self, name: _Optional[str] = ..., ttft_seconds: _Optional[float] = ..., tpot_seconds: _Optional[float] = ..., weight: _Optional[float] = ...) -> None: ...

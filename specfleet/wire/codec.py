@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from specfleet.core.errors import InternalError, InvalidRequest, ModelMismatch
+from specfleet.core.errors import ConfigurationError, InternalError, InvalidRequest, ModelMismatch
 from specfleet.core.generation import (
     MAX_REQUEST_ID,
     ChatMessage,
@@ -37,6 +37,7 @@ from specfleet.core.types import (
     Mode,
     ModelInfo,
     SamplingParams,
+    ServiceClass,
     Speculation,
     TokenKind,
     Usage,
@@ -334,6 +335,12 @@ def model_to_proto(model: ModelInfo) -> common_pb2.Model:
         min_protocol_version=MIN_PROTOCOL_VERSION,
         software=model.software,
         policy=model.policy,
+        service_classes=[
+            common_pb2.ServiceClass(
+                name=one.name, ttft_seconds=one.ttft_seconds, tpot_seconds=one.tpot_seconds, weight=one.weight
+            )
+            for one in model.service_classes
+        ],
     )
 
 
@@ -346,7 +353,20 @@ def model_from_proto(proto: common_pb2.Model) -> ModelInfo:
         eos_token_ids=tuple(proto.eos_token_ids),
         software=proto.software,
         policy=proto.policy,
+        service_classes=tuple(_service_class_from_proto(one) for one in proto.service_classes),
     )
+
+
+def _service_class_from_proto(proto: common_pb2.ServiceClass) -> ServiceClass:
+    try:
+        return ServiceClass(
+            proto.name,
+            proto.ttft_seconds if proto.HasField("ttft_seconds") else None,
+            proto.tpot_seconds if proto.HasField("tpot_seconds") else None,
+            proto.weight,
+        )
+    except ConfigurationError as error:
+        raise InternalError(f"the server describes a service class that cannot be: {error}") from None
 
 
 def _usage_to_proto(usage: Usage) -> common_pb2.Usage:
