@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from scheduler.types import PlanItem, SessionRecord
-from specfleet.core.types import Mode
 
 
 def pages(tokens: int, page_size: int) -> int:
@@ -20,31 +19,36 @@ class StepBudget:
         self.items: list[PlanItem] = []
         self._page_size = page_size
 
-    def verify(self, record: SessionRecord, spare: int = 0) -> bool:
-        """Take a session that has one token to decode from, with as much of its draft as it was granted and fits. `spare`
-        tokens of the step stay for others."""
-        draft = min(record.drafted, record.grant.length) if record.grant.mode is not Mode.LOCAL else 0
-        draft = min(draft, self.tokens - spare - record.behind, self._room(record) - record.behind)
-        return draft >= 0 and self._take(record, PlanItem(record.session, record.behind, draft, sample=True))
-
-    def prefill(self, record: SessionRecord) -> bool:
-        """Take the next chunk of a session's prefill: as many tokens as are left, and pages allow."""
-        room = self._room(record)
-        feed = min(record.behind, self.tokens, room)
-        if feed <= 0:
+    def verify(self, record: SessionRecord, spare: int = 0, draft: int | None = None) -> bool:
+        """Take a session that has one token to decode from, with as much of its draft as it was granted and fits, or at most
+        `draft` tokens of it. `spare` tokens of the step stay for others."""
+        behind = record.known - record.computed
+        drafted = record.offered if draft is None else min(draft, record.offered)
+        if drafted:
+            drafted = min(drafted, self.tokens - spare - behind, self._room(record) - behind)
+        elif self.tokens - spare < behind:
             return False
-        return self._take(record, PlanItem(record.session, feed, 0, sample=feed == record.behind))
+        return drafted >= 0 and self._take(record, behind, drafted, True)
+
+    def prefill(self, record: SessionRecord, chunk: int | None = None) -> bool:
+        """Take the next chunk of a session's prefill: as many tokens as are left, and pages allow, or at most `chunk`."""
+        behind = record.known - record.computed
+        feed = min(behind, self.tokens, self._room(record))
+        if chunk is not None:
+            feed = min(feed, chunk)
+        return feed > 0 and self._take(record, feed, 0, feed == behind)
 
     def _room(self, record: SessionRecord) -> int:
         """Tokens that fit into the session's last page and the free ones."""
-        held = pages(record.computed, self._page_size)
+        held = -(-record.computed // self._page_size)
         return (held + self.free_pages) * self._page_size - record.computed
 
-    def _take(self, record: SessionRecord, item: PlanItem) -> bool:
-        grown = pages(record.computed + item.tokens, self._page_size) - pages(record.computed, self._page_size)
-        if item.tokens > self.tokens or grown > self.free_pages:
+    def _take(self, record: SessionRecord, feed: int, draft: int, sample: bool) -> bool:
+        size, tokens = self._page_size, feed + draft
+        grown = -(-(record.computed + tokens) // size) - -(-record.computed // size)
+        if tokens > self.tokens or grown > self.free_pages:
             return False
-        self.tokens -= item.tokens
+        self.tokens -= tokens
         self.free_pages -= grown
-        self.items.append(item)
+        self.items.append(PlanItem(record.session, feed, draft, sample))
         return True

@@ -131,6 +131,10 @@ class Goodput:
         self.value = self.value + weight * (rate - self.value) if self.value else rate
         self._at, self._tokens = now, 0
 
+    def resume(self, now: float) -> None:
+        """The time up to now does not count: nothing was asked for."""
+        self._at, self._tokens = max(self._at, now), 0
+
     def idle(self, now: float) -> bool:
         """Nothing for long enough that what it knows is worth nothing."""
         return now - self._at > 6.0 * self._seconds

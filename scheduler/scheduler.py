@@ -2,39 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from operator import attrgetter
 
 import numpy as np
 
 from scheduler import batching, speculation
-from scheduler.budget import StepBudget, pages
-from scheduler.estimators import Acceptance, AcceptancePool, Goodput, Smoothed
+from scheduler.admission import Refusal, infeasible, over_quota
+from scheduler.budget import StepBudget
+from scheduler.estimators import Acceptance, AcceptancePool, Smoothed
+from scheduler.identities import Identities, Share, jain
+from scheduler.ready import ReadyQueue
 from scheduler.step_time import UNPROFILED, StepProfile, StepShape, StepTimeModel
-from scheduler.types import ESTIMATE_SHARE, ItemOutcome, Outcome, Plan, PlanItem, SessionRecord
+from scheduler.types import BEST_EFFORT, ESTIMATE_SHARE, ItemOutcome, Outcome, Plan, PlanItem, SessionRecord
 from scheduler.view import View
+from specfleet.core.errors import InvalidRequest
 from specfleet.core.step import PAGE_SIZE
-from specfleet.core.types import LOCAL, Grant, Mode
+from specfleet.core.types import LOCAL, Grant, ServiceClass
 
-MAX_IDENTITIES = 1024
-"""Goodput records kept before those that are long idle are let go of."""
+PATIENCE = 4.0
+"""A round waits for its draft for so many times what drafting and the way usually take."""
+PATIENCE_STEPS = 4.0
+"""And so many steps longer, for a drafter that works for others, too."""
 MAX_SHADOW = 64
 """Tokens that one shadow report may count for: it is the drafter's word only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:
-    speculation: str = "fixed:4"
+    speculation: str = "fair-goodput"
     """Speculation policy, by name."""
-    batching: str = "fifo"
+    batching: str = "slo"
     """Batching policy, by name."""
     max_step_tokens: int = 512
     """Most tokens in one step."""
     page_size: int = PAGE_SIZE
     """Tokens in a KV page."""
     draft_wait_seconds: float = 1.0
-    """In ROUND, how long to wait for a draft before the verifier decodes without it."""
+    """In ROUND, how long to wait for a draft at most before the verifier decodes without it."""
+    classes: tuple[ServiceClass, ...] = ()
+    """Those that requests may name."""
+    shares: Mapping[str, Share] = field(default_factory=dict)
+    """By identity; who is not in it has weight 1 and no limits."""
     profile: StepProfile = UNPROFILED
     """What steps took when somebody measured them; refitted while serving."""
     seed: int = 0
@@ -47,11 +57,13 @@ class Scheduler:
     def __init__(self, config: SchedulerConfig) -> None:
         self.config = config
         self._records: dict[int, SessionRecord] = {}
+        self._queue = ReadyQueue()
         self._view = View(StepTimeModel(config.profile), self._records)
         self._pool = AcceptancePool()
-        self._goodput: dict[str, Goodput] = {}
+        self._identities = Identities(config.shares)
+        self._classes = {"": BEST_EFFORT, **{one.name: one for one in config.classes}}
         self._speculation = speculation.build(config.speculation, self._view, np.random.default_rng(config.seed))
-        self._batching = batching.build(config.batching)
+        self._batching = batching.build(config.batching, self._view)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -63,6 +75,29 @@ class Scheduler:
     def step_time(self) -> StepTimeModel:
         return self._view.step_time
 
+    @property
+    def price(self) -> float:
+        """Of a second of the verifier, in weighted tokens; 0 where the policy knows no price."""
+        return float(getattr(self._speculation, "price", 0.0))
+
+    @property
+    def fairness(self) -> float:
+        """Jain's index over the goodput of identities with sessions, by weight."""
+        return jain([one.goodput.value / one.share.weight for one in self._identities.active()])
+
+    def service_class(self, name: str) -> ServiceClass:
+        """Raises InvalidRequest where there is none of that name."""
+        if name not in self._classes:
+            known = ", ".join(sorted(filter(None, self._classes))) or "none are configured"
+            raise InvalidRequest.field("service_class", f"is {name!r}, must be one of: {known}; or leave it empty")
+        return self._classes[name]
+
+    def admit(self, *, identity: str, service: ServiceClass, prompt: int, now: float) -> Refusal | None:
+        """Whether another session with `prompt` tokens to prefill should be refused. Changes nothing."""
+        return over_quota(self._identities.get(identity, now), now) or infeasible(
+            service, prompt, self._records.values(), self.step_time
+        )
+
     def open(
         self,
         session: int,
@@ -72,6 +107,7 @@ class Scheduler:
         can_draft: bool,
         now: float,
         identity: str = "",
+        service: ServiceClass = BEST_EFFORT,
         draft_seconds: float = 0.0,
         round_trip: float = 0.0,
     ) -> Grant:
@@ -87,19 +123,15 @@ class Scheduler:
             opened_at=now,
             ready_at=now,
             acceptance=Acceptance(self._pool),
-            goodput=self._goodput_of(identity, now),
+            identity=self._identities.opened(identity, now),
+            service=service,
             draft_seconds=Smoothed(ESTIMATE_SHARE, draft_seconds),
             round_trip=Smoothed(ESTIMATE_SHARE, round_trip),
         )
+        record.schedule()
         self._records[session] = record
         self._grant(record, self._speculation.opened(record, now) if can_draft else LOCAL, now)
         return record.grant
-
-    def _goodput_of(self, identity: str, now: float) -> Goodput:
-        """One record for all sessions of an identity, kept for a while after the last of them."""
-        if len(self._goodput) > MAX_IDENTITIES and identity not in self._goodput:
-            self._goodput = {name: one for name, one in self._goodput.items() if not one.idle(now)}
-        return self._goodput.setdefault(identity, Goodput(now))
 
     def drafted(
         self, session: int, pending: int, complete: bool, now: float, *, tokens: int = 0, seconds: float = 0.0
@@ -107,15 +139,16 @@ class Scheduler:
         """`pending` drafted tokens now wait behind the session's text; `complete` if no more will come. The message that
         said so brought `tokens` tokens, drafted in `seconds`."""
         record = self._records[session]
-        waited = self._waits(record)
+        waited = record.waits
         if waited and complete and record.told_at:
             record.round_trip.observe(now - record.told_at - seconds)
         if tokens:
             record.draft_seconds.observe(seconds / tokens)
-        was_ready = self._ready(record, now)
+        was_ready = not waited or now >= record.draft_deadline
         record.drafted, record.draft_complete = pending, complete
         if not was_ready:
             record.ready_at = now
+        self._queue.place(record, now)
 
     def shadowed(self, session: int, accepted: int, tested: int) -> None:
         """In LOCAL: of `tested` streamed tokens the drafter would have guessed `accepted`."""
@@ -124,6 +157,8 @@ class Scheduler:
     def close(self, session: int) -> None:
         record = self._records.pop(session, None)
         if record is not None:
+            self._queue.discard(session)
+            self._identities.closed(record.identity)
             self._speculation.closed(record)
 
     def plan(self, now: float, free_pages: int) -> Plan:
@@ -131,18 +166,14 @@ class Scheduler:
 
         When nobody who is ready finds a page, the session that came last gives its pages back and waits.
         """
-        ready = [record for record in self._records.values() if self._ready(record, now)]
-        for record in ready:
-            if self._waits(record):
-                # It waits for a step only since it has stopped waiting for its draft.
-                record.ready_at = max(record.ready_at, record.draft_deadline)
+        ready = list(self._queue.at(now))
         if not ready:
-            return Plan(wake_at=self._next_deadline(now))
+            return Plan(wake_at=self._queue.next_deadline())
         budget = StepBudget(self.config.max_step_tokens, free_pages, self.config.page_size)
         self._batching.fill(ready, budget, now)
         if budget.items:
             return Plan(tuple(budget.items), seconds=self.step_time.predict(self._shape(budget.items)))
-        return self._preempt(ready, now)
+        return self._preempt(ready)
 
     def commit(self, outcome: Outcome, now: float) -> dict[int, Grant]:
         """Learn from a step; returns the next grant of every session that got a verdict."""
@@ -150,21 +181,35 @@ class Scheduler:
         self.step_time.observe(self._shape(outcome.items), outcome.seconds)
         self._view.step_seconds.observe(outcome.seconds)
         self._speculation.stepped(outcome, now)
+        started = now - outcome.seconds
         for item in outcome.items:
             record = self._records.get(item.session)
             if record is None:
                 continue
-            record.known += item.committed
-            # The newest committed token is known but not computed: the next step decodes from it.
-            record.computed = record.known - 1 if item.committed else record.computed + item.fed
-            self._view.wait_seconds.observe(now - outcome.seconds - record.ready_at)
+            self._view.wait_seconds.observe(started - record.ready_at)
             record.ready_at = now
             if item.committed:
-                record.acceptance.verified(item.drafted, item.accepted)
-                record.goodput.observe(item.committed, now)
-                record.drafted, record.draft_complete, record.told_at = item.pending, False, now
+                self._committed(record, item, now)
                 grants[item.session] = self._decide(record, item, now)
+            else:
+                record.computed += item.fed
+                self._queue.place(record, now)
         return grants
+
+    @staticmethod
+    def _committed(record: SessionRecord, item: ItemOutcome, now: float) -> None:
+        """Count what a verdict brought."""
+        record.known += item.committed
+        record.computed = record.known - 1  # the newest token is known but not computed: the next step decodes from it
+        record.drafted, record.draft_complete, record.told_at = item.pending, False, now
+        record.emitted += item.committed
+        if record.first_at is None:
+            record.first_at = now
+        record.schedule()
+        record.acceptance.verified(item.drafted, item.accepted)
+        record.tokens_per_verdict.observe(item.committed)
+        record.verified_per_verdict.observe(1 + item.drafted)
+        record.identity.committed(item.committed, now)
 
     def _shape(self, items: Iterable[PlanItem | ItemOutcome]) -> StepShape:
         """Shape of a step, before its outcome is committed. Sessions closed meanwhile no longer say how long they were."""
@@ -176,6 +221,7 @@ class Scheduler:
         """The session's pages are gone: everything known is to be computed again."""
         record = self._records[session]
         record.computed, record.ready_at = 0, now
+        self._queue.place(record, now)
 
     def _decide(self, record: SessionRecord, item: ItemOutcome, now: float) -> Grant:
         grant = self._speculation.decided(record, item, now) if record.can_draft else LOCAL
@@ -184,31 +230,25 @@ class Scheduler:
 
     def _grant(self, record: SessionRecord, grant: Grant, now: float) -> None:
         record.grant = grant
-        record.draft_deadline = now + self.config.draft_wait_seconds
+        record.draft_deadline = now + self._patience(record)
+        self._queue.place(record, now)
 
-    def _ready(self, record: SessionRecord, now: float) -> bool:
-        """Whether a step can do something for the session."""
-        return not self._waits(record) or now >= record.draft_deadline
+    def _patience(self, record: SessionRecord) -> float:
+        """Seconds that a round may wait for its draft: a drafter that has died must not hold up its user for long."""
+        each, trip = record.draft_seconds.value, record.round_trip.value
+        if not each or not trip:
+            return self.config.draft_wait_seconds
+        usual = PATIENCE * (record.grant.length * each + trip) + PATIENCE_STEPS * self._view.step_seconds.value
+        return min(self.config.draft_wait_seconds, usual)
 
-    @staticmethod
-    def _waits(record: SessionRecord) -> bool:
-        """Whether it waits for its draft: only in ROUND, and only once it is prefilled."""
-        if record.grant.mode is not Mode.ROUND or record.prefilling:
-            return False
-        return record.drafted < record.grant.length and not record.draft_complete
-
-    def _next_deadline(self, now: float) -> float | None:
-        """When the first of those who wait for a draft stops waiting."""
-        return min((record.draft_deadline for record in self if not self._ready(record, now)), default=None)
-
-    def _preempt(self, ready: list[SessionRecord], now: float) -> Plan:
+    def _preempt(self, ready: list[SessionRecord]) -> Plan:
         """Nobody fits: the youngest session with pages gives them back, if it is younger than the oldest one that is ready.
         Else those that are ready wait for older ones, which their draft or its deadline will wake."""
         age = attrgetter("opened_at", "session")
         oldest = age(min(ready, key=age))
         younger = [record for record in self if record.computed and age(record) > oldest]
         if not younger:
-            return Plan(wake_at=self._next_deadline(now))
+            return Plan(wake_at=self._queue.next_deadline())
         return Plan(preempt=(max(younger, key=age).session,))
 
     def check_integrity(self) -> None:
@@ -216,5 +256,7 @@ class Scheduler:
         for record in self:
             assert 0 <= record.computed < record.known, record
             assert record.drafted >= 0, record
-            assert pages(record.computed, self.config.page_size) >= 0
             assert record.can_draft or record.grant == LOCAL, record
+        self._queue.check_integrity(self._records)
+        sessions = sum(one.sessions for one in self._identities.active())
+        assert sessions == len(self._records), (sessions, len(self._records))

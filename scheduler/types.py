@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
-from scheduler.estimators import Acceptance, AcceptancePool, Goodput, Smoothed
-from specfleet.core.types import LOCAL, Grant
+from scheduler.estimators import Acceptance, AcceptancePool, Smoothed
+from scheduler.identities import UNLIMITED, Identity
+from specfleet.core.types import LOCAL, Grant, Mode, ServiceClass
 
 ESTIMATE_SHARE = 0.2
 """What a new observation of drafting speed or round trip counts."""
+YIELD_SHARE = 0.1
+"""What a new verdict counts in a session's tokens per verdict."""
+BEST_EFFORT = ServiceClass()
+"""The class of requests that name none: nothing is promised."""
 
 
 @dataclass(slots=True)
@@ -39,8 +45,18 @@ class SessionRecord:
     """In ROUND: when to stop waiting for the draft."""
     acceptance: Acceptance = field(default_factory=lambda: Acceptance(AcceptancePool()))
     """Chance that the next drafted token is accepted."""
-    goodput: Goodput = field(default_factory=lambda: Goodput(0.0))
-    """Tokens per second of its identity, shared by all sessions of that identity."""
+    identity: Identity = field(default_factory=lambda: Identity("", UNLIMITED, 0.0))
+    """Who it belongs to; shared by all sessions of that identity."""
+    service: ServiceClass = BEST_EFFORT
+    first_at: float | None = None
+    """When its first token was committed here."""
+    emitted: int = 0
+    """Tokens committed here."""
+    due: float = math.inf
+    """When its next token is due."""
+    tokens_per_verdict: Smoothed = field(default_factory=lambda: Smoothed(YIELD_SHARE, 1.0))
+    verified_per_verdict: Smoothed = field(default_factory=lambda: Smoothed(YIELD_SHARE, 1.0))
+    """Tokens computed for a verdict: the one to decode from and the drafted ones."""
     draft_seconds: Smoothed = field(default_factory=lambda: Smoothed(ESTIMATE_SHARE))
     """Seconds that its drafter takes per token."""
     round_trip: Smoothed = field(default_factory=lambda: Smoothed(ESTIMATE_SHARE))
@@ -53,7 +69,28 @@ class SessionRecord:
 
     @property
     def prefilling(self) -> bool:
-        return self.behind > 1
+        return self.known - self.computed > 1
+
+    @property
+    def waits(self) -> bool:
+        """Whether it waits for its draft: only in ROUND, and only once it is prefilled."""
+        if self.grant.mode is not Mode.ROUND or self.known - self.computed > 1:
+            return False
+        return self.drafted < self.grant.length and not self.draft_complete
+
+    @property
+    def offered(self) -> int:
+        """Drafted tokens that its next step should verify."""
+        return 0 if self.grant.mode is Mode.LOCAL else min(self.drafted, self.grant.length)
+
+    @property
+    def weight(self) -> float:
+        """What its tokens count against others'."""
+        return self.identity.share.weight * self.service.weight
+
+    def schedule(self) -> None:
+        """Work out when the next token is due."""
+        self.due = self.service.due(self.opened_at, self.first_at, self.emitted)
 
 
 @dataclass(frozen=True, slots=True)

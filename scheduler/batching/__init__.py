@@ -5,22 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from scheduler.batching import fifo
+from scheduler.batching.fifo import Fifo
+from scheduler.batching.length_aware import LengthAware
+from scheduler.batching.slo import Slo
 from scheduler.budget import StepBudget
 from scheduler.types import SessionRecord
+from scheduler.view import View
 from specfleet.core.errors import ConfigurationError
 
 
 class BatchingPolicy(Protocol):
     def fill(self, ready: Sequence[SessionRecord], budget: StepBudget, now: float) -> None:
-        """Take from `ready` into `budget` what the next step shall do."""
+        """Take from `ready`, who is never nobody, into `budget` what the next step shall do."""
         ...
 
 
-POLICIES: dict[str, Callable[[], BatchingPolicy]] = {"fifo": fifo.Fifo}
+POLICIES: dict[str, Callable[[View], BatchingPolicy]] = {
+    "slo": Slo,
+    "fifo": lambda view: Fifo(),
+    "length-aware": lambda view: LengthAware(),
+}
 
 
-def build(name: str) -> BatchingPolicy:
+def build(name: str, view: View) -> BatchingPolicy:
     """A policy by name, as `--batching` takes it.
 
     Raises:
@@ -28,4 +35,4 @@ def build(name: str) -> BatchingPolicy:
     """
     if name not in POLICIES:
         raise ConfigurationError(f"batching policy {name!r} is not known; choose one of {', '.join(POLICIES)}")
-    return POLICIES[name]()
+    return POLICIES[name](view)

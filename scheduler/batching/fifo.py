@@ -15,11 +15,15 @@ PREFILL_SHARE = 4
 
 class Fifo:
     def fill(self, ready: Sequence[SessionRecord], budget: StepBudget, now: float) -> None:
-        waiting = sorted(ready, key=attrgetter("ready_at", "session"))
-        prefills = [record for record in waiting if record.prefilling]
-        kept = -(-budget.tokens // PREFILL_SHARE) if prefills else 0
-        left = [record for record in waiting if not record.prefilling and not budget.verify(record, kept)]
-        for record in prefills:
-            budget.prefill(record)
-        for record in left:
-            budget.verify(record)
+        take_in_order(sorted(ready, key=attrgetter("ready_at", "session")), budget)
+
+
+def take_in_order(waiting: Sequence[SessionRecord], budget: StepBudget) -> None:
+    """Verification first, prefill in what it leaves and in what is kept for it, then what that leaves."""
+    prefills = [record for record in waiting if record.prefilling]
+    kept = -(-budget.tokens // PREFILL_SHARE) if prefills else 0
+    left = [record for record in waiting if not record.prefilling and not budget.verify(record, kept)]
+    for record in prefills:
+        budget.prefill(record)
+    for record in left:
+        budget.verify(record)

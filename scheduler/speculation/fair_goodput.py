@@ -136,7 +136,7 @@ class FairGoodput:
         return stay, 0
 
     def _weight(self, record: SessionRecord) -> float:
-        goodput = record.goodput.value or 1.0 / self._costs.step
+        goodput = record.identity.goodput.value or 1.0 / self._costs.step
         return float(goodput**-self._phi)
 
     def _offers(self, record: SessionRecord, weight: float) -> list[Offer]:

@@ -168,7 +168,7 @@ class World:
                 grant = policy.opened(session, 0.0) if now == 0 else policy.decided(session, NOTHING, float(now))
                 offer = policy._held[session.session].offer
                 chosen[session.session] = (offer, grant)
-                session.goodput.value = offer.tokens / offer.seconds
+                session.identity.goodput.value = offer.tokens / offer.seconds
             load = sum(offer.gpu_seconds / offer.seconds for offer, _ in chosen.values())
             step += 0.2 * (self.fixed / (1.0 - min(0.95, load)) - step)
             one.step_seconds._value = step

@@ -30,7 +30,7 @@ def grants(name: str, count: int = 50, seed: int = 0) -> list[Grant]:
 
 
 def scheduler(policy: str = "fixed:4", **config: Any) -> Scheduler:
-    return Scheduler(SchedulerConfig(speculation=policy, **config))
+    return Scheduler(SchedulerConfig(**{"speculation": policy, "batching": "fifo", **config}))
 
 
 def open_session(
@@ -85,8 +85,8 @@ def test_an_unknown_policy_names_the_choices(name: str) -> None:
     """Speculation and batching policies by the wrong name say which there are."""
     with pytest.raises(ConfigurationError, match=f"{name!r} is not known; choose one of fair-goodput, goodspeed"):
         policy(name)
-    with pytest.raises(ConfigurationError, match=f"{name!r} is not known; choose one of fifo"):
-        batching.build(name)
+    with pytest.raises(ConfigurationError, match=f"{name!r} is not known; choose one of slo, fifo, length-aware"):
+        batching.build(name, View(StepTimeModel()))
 
 
 @pytest.mark.parametrize("kind", ["fixed", "stream"])

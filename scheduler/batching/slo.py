@@ -1,0 +1,197 @@
+"""`slo`: service classes decide. Latest start times, required progress first, then value for time; nobody's deadline is
+broken by an addition, prefill fills what is left, and nobody starves.
+
+A ready session's next token is due at some time (never, without a target). A step that ends after the earliest of these
+that can still be met would break it, so nothing is added that makes the step so long. In this order sessions are taken:
+
+1. the one that has waited longest, once it has waited STARVED steps: so everybody is served in the end
+2. those that cannot wait for another step, earliest due first
+3. the others by value for time: expected tokens, weighted by the gradient of the identity's log goodput, per second that
+   they add. Among equals that serves identities in turn, whatever their number of streams
+4. prefill, in the time, tokens and pages that are left
+
+While somebody who could keep its pace is late, sessions that are ahead of theirs stand back (pacing). A step is never empty
+while anybody is ready: what all that leaves out comes in at the end if nothing else has.
+
+After WISP (arXiv 2601.11652) and AdaServe's required progress; pacing and the shared price of time are ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from operator import attrgetter, itemgetter
+
+from scheduler.budget import StepBudget
+from scheduler.estimators import expected_tokens
+from scheduler.types import SessionRecord
+from scheduler.view import View
+
+STARVED = 16.0
+"""Steps that somebody may wait before it goes first."""
+HORIZON = 2.0
+"""Steps: whoever is due within that cannot be left for the next one."""
+AHEAD = 1.05
+"""Tokens out against those due by now, from which on a session stands back."""
+PREFILL_SHARE = 4
+"""One in so many of a step's tokens is kept for prefill while somebody waits for it."""
+
+
+class Slo:
+    def __init__(self, view: View) -> None:
+        self._view = view
+
+    def fill(self, ready: Sequence[SessionRecord], budget: StepBudget, now: float) -> None:
+        if _take_all(ready, budget):
+            return
+        step = Step(self._view, budget, now)
+        step.take_starved(ready)
+        step.limit_by(ready)
+        required, others, prefills, ahead = step.sort(ready)
+        for _, record in required:
+            step.take_required(record)
+        spare = -(-budget.tokens // PREFILL_SHARE) if prefills else 0
+        left = [record for _, record in others if not step.take(record, spare)]
+        for _, record in prefills:
+            step.take(record)
+        for record in left:
+            step.take(record)
+        if not budget.items:
+            step.take_anything(ahead or ready)
+
+
+def _take_all(ready: Sequence[SessionRecord], budget: StepBudget) -> bool:
+    """Where nothing is due and there is room for all, there is nothing to decide."""
+    tokens = 0
+    for record in ready:
+        tokens += record.known - record.computed + record.drafted
+        if tokens > budget.tokens or record.due != math.inf:
+            return False
+    if tokens > budget.free_pages:  # at worst each token begins a page
+        return False
+    for record in ready:
+        if record.known - record.computed > 1:
+            budget.prefill(record)
+        else:
+            budget.verify(record)
+    return True
+
+
+class Step:
+    """A step under construction, and how long it will take."""
+
+    def __init__(self, view: View, budget: StepBudget, now: float) -> None:
+        margin = 1.0 + view.step_time.error
+        fixed, token, cached, pair = (float(one) * margin for one in view.step_time.coefficients)
+        self._token, self._cached, self._pair = token, cached, pair
+        self._budget = budget
+        self._now = now
+        self._end = now + fixed
+        """When the step ends with what is in it so far."""
+        self._typical = max(view.step_seconds.value, fixed)
+        self._limit = math.inf
+        """When it must have ended."""
+        self._taken: set[int] = set()
+
+    def take_starved(self, ready: Sequence[SessionRecord]) -> None:
+        """Whoever has waited longest goes first once it was too long, whatever else is due."""
+        oldest = min(ready, key=attrgetter("ready_at", "session"))
+        if self._now - oldest.ready_at > STARVED * self._typical:
+            self.take(oldest)
+
+    def limit_by(self, ready: Sequence[SessionRecord]) -> None:
+        """The earliest due time that this step can still meet."""
+        end = self._end
+        self._limit = min(
+            (
+                record.due
+                for record in ready
+                if record.due != math.inf and record.due >= end + self._cost(record, record.behind)
+            ),
+            default=math.inf,
+        )
+
+    def sort(self, ready: Sequence[SessionRecord]) -> tuple[list[tuple[float, SessionRecord]], ...]:
+        """Into: those that cannot wait, the others, prefills, and those that are ahead while somebody is late. The best of
+        each comes first."""
+        now, critical = self._now, self._end + HORIZON * self._typical
+        late = any(self._late(record) for record in ready if record.due < now)
+        required: list[tuple[float, SessionRecord]] = []
+        others: list[tuple[float, SessionRecord]] = []
+        prefills: list[tuple[float, SessionRecord]] = []
+        ahead: list[tuple[float, SessionRecord]] = []
+        for record in ready:
+            if record.session in self._taken:
+                continue
+            behind = record.known - record.computed
+            if record.due - self._cost(record, behind - 1) < critical:
+                required.append((record.due, record))
+            elif behind > 1:
+                prefills.append((record.due, record))
+            elif late and record.due - now > self._allowance(record):
+                ahead.append((record.due, record))
+            else:
+                others.append((-self._value_for_time(record), record))
+        for group in (required, others, prefills, ahead):
+            # Sorting is stable, and who is ready came in the order of becoming so: first come first among equals.
+            group.sort(key=itemgetter(0))
+        return required, others, prefills, ahead
+
+    def take_required(self, record: SessionRecord) -> bool:
+        """What cannot wait: with its draft if there is time for it, else without."""
+        return self.take(record) or (record.offered > 0 and self.take(record, draft=0))
+
+    def take(self, record: SessionRecord, spare: int = 0, draft: int | None = None) -> bool:
+        """Take a session, or the chunk of its prefill that fits, if nobody's deadline breaks by it."""
+        if record.session in self._taken:
+            return False
+        behind = record.known - record.computed
+        if behind > 1:
+            chunk = self._chunk(record, behind)
+            return chunk > 0 and self._count(record, chunk, self._budget.prefill(record, chunk))
+        tokens = behind + (record.offered if draft is None else draft)
+        if self._end + self._cost(record, tokens) > self._limit:
+            return False
+        return self._count(record, tokens, self._budget.verify(record, spare, draft))
+
+    def take_anything(self, records: Sequence[SessionRecord] | Sequence[tuple[float, SessionRecord]]) -> None:
+        """Whatever the deadlines: an idle step helps nobody."""
+        self._limit = math.inf
+        for one in records:
+            self.take(one[1] if isinstance(one, tuple) else one)
+
+    def _chunk(self, record: SessionRecord, behind: int) -> int:
+        """Tokens of prefill for which there is time."""
+        if self._limit == math.inf:
+            return behind
+        left = self._limit - self._end - record.computed * self._cached
+        each = self._token + (record.computed + behind) * self._pair
+        return min(behind, int(left / each)) if left > 0.0 else 0
+
+    def _count(self, record: SessionRecord, tokens: int, taken: bool) -> bool:
+        if taken:
+            self._taken.add(record.session)
+            self._end += self._cost(record, tokens)
+        return taken
+
+    def _cost(self, record: SessionRecord, tokens: int) -> float:
+        """Seconds that so many tokens of a session add to a step."""
+        return tokens * self._token + record.computed * (self._cached + tokens * self._pair)
+
+    def _late(self, record: SessionRecord) -> bool:
+        """Late, and of a class whose pace this verifier can keep at all."""
+        pace = record.service.tpot_seconds
+        return pace is None or pace >= self._typical
+
+    def _allowance(self, record: SessionRecord) -> float:
+        """How long before it is due a token of a session that stands back may come."""
+        pace = record.service.tpot_seconds
+        if pace is None or record.first_at is None:
+            return math.inf
+        return pace + (AHEAD - 1.0) * (self._now - record.first_at)
+
+    def _value_for_time(self, record: SessionRecord) -> float:
+        offered = record.offered
+        tokens = expected_tokens(record.acceptance.rate, offered) if offered else 1.0
+        goodput = record.identity.goodput.value or 1.0 / self._typical
+        return record.weight * tokens / (goodput * self._cost(record, 1 + offered))
