@@ -15,11 +15,11 @@ from scheduler.estimators import Acceptance, AcceptancePool, Smoothed
 from scheduler.identities import Identities, Share, jain
 from scheduler.ready import ReadyQueue
 from scheduler.step_time import UNPROFILED, StepProfile, StepShape, StepTimeModel
-from scheduler.types import BEST_EFFORT, ESTIMATE_SHARE, ItemOutcome, Outcome, Plan, PlanItem, SessionRecord
+from scheduler.types import ESTIMATE_SHARE, ItemOutcome, Outcome, Plan, PlanItem, SessionRecord
 from scheduler.view import View
 from specfleet.core.errors import InvalidRequest
 from specfleet.core.step import PAGE_SIZE
-from specfleet.core.types import LOCAL, Grant, ServiceClass
+from specfleet.core.types import BEST_EFFORT, LOCAL, Grant, ServiceClass
 
 PATIENCE = 4.0
 """A round waits for its draft for so many times what drafting and the way usually take."""
@@ -150,9 +150,12 @@ class Scheduler:
             record.ready_at = now
         self._queue.place(record, now)
 
-    def shadowed(self, session: int, accepted: int, tested: int) -> None:
-        """In LOCAL: of `tested` streamed tokens the drafter would have guessed `accepted`."""
-        self._records[session].acceptance.tested(accepted, min(tested, MAX_SHADOW))
+    def shadowed(self, session: int, accepted: int, tested: int, draft_seconds: float = 0.0) -> None:
+        """In LOCAL: of `tested` streamed tokens the drafter would have guessed `accepted`, in `draft_seconds` each."""
+        record = self._records[session]
+        if tested <= MAX_SHADOW:
+            record.acceptance.tested(accepted, tested)
+        record.draft_seconds.observe(draft_seconds)
 
     def close(self, session: int) -> None:
         record = self._records.pop(session, None)

@@ -7,14 +7,12 @@ from dataclasses import dataclass, field
 
 from scheduler.estimators import Acceptance, AcceptancePool, Smoothed
 from scheduler.identities import UNLIMITED, Identity
-from specfleet.core.types import LOCAL, Grant, Mode, ServiceClass
+from specfleet.core.types import BEST_EFFORT, LOCAL, Grant, Mode, ServiceClass
 
 ESTIMATE_SHARE = 0.2
 """What a new observation of drafting speed or round trip counts."""
 YIELD_SHARE = 0.1
 """What a new verdict counts in a session's tokens per verdict."""
-BEST_EFFORT = ServiceClass()
-"""The class of requests that name none: nothing is promised."""
 
 
 @dataclass(slots=True)

@@ -56,9 +56,9 @@ async def _serve(config: VerifierConfig) -> int:
         tokenizer = Tokenizer.from_folder(config.model)
         engine = _engine(config)
         stack.callback(engine.shutdown)
-        observer = VerifierMetrics(registry)
+        observer = VerifierMetrics(registry, ("", *(one.name for one in config.service_class)))
         loop = BatchLoop(engine, scheduler, time.monotonic, observer)
-        registry.register(VerifierGauges(_Gauges(loop, engine)))
+        registry.register(VerifierGauges(_Gauges(loop, engine, scheduler)))
         verifier = _verifier(config, loop, engine, tokenizer, address, observer)
         server.add_verification(verifier)
         server.add_generation(TextGenerator(TargetOnly(verifier), tokenizer))
@@ -103,6 +103,8 @@ def _scheduler_config(config: VerifierConfig) -> SchedulerConfig:
         max_step_tokens=config.max_step_tokens,
         profile=StepProfile.load(config.profile) if config.profile else UNPROFILED,
         draft_wait_seconds=config.draft_wait_seconds,
+        classes=config.service_class,
+        shares={one.identity: one.share for one in config.share},
         seed=config.seed if config.seed is not None else int.from_bytes(os.urandom(4), "little"),
     )
 
@@ -124,6 +126,7 @@ def _verifier(
         eos_token_ids=engine.model.eos_token_ids,
         software=f"specfleet {metadata.version('specfleet')}",
         policy=config.speculation,
+        service_classes=config.service_class,
     )
     limits = Limits(
         max_sessions=config.max_sessions,
@@ -136,7 +139,8 @@ def _verifier(
 class _Gauges:
     """What the loop and the engine know at the moment of a scrape."""
 
-    def __init__(self, loop: BatchLoop, engine: TorchEngine) -> None:
+    def __init__(self, loop: BatchLoop, engine: TorchEngine, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
         self._loop = loop
         self._engine = engine
 
@@ -150,6 +154,12 @@ class _Gauges:
     def kv_pages(self) -> dict[str, int]:
         free, cached = self._engine.free_pages, self._engine.cached_pages
         return {"used": self._engine.used_pages, "cached": cached, "free": free - cached}
+
+    def price(self) -> float:
+        return self._scheduler.price
+
+    def fairness(self) -> float:
+        return self._scheduler.fairness
 
     def prefix_cache(self) -> tuple[int, int]:
         counters = self._engine.page_counters

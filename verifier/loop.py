@@ -12,12 +12,12 @@ import asyncio
 import logging
 from dataclasses import replace
 
-from scheduler import ItemOutcome, Outcome, Plan, PlanItem, Scheduler
+from scheduler import ItemOutcome, Outcome, Plan, PlanItem, Refusal, Scheduler
 from specfleet.core.clock import Clock
 from specfleet.core.errors import InternalError, SpecfleetError
-from specfleet.core.protocol import Draft, Finished
+from specfleet.core.protocol import Draft, Finished, Shadow
 from specfleet.core.step import Engine, StepItem, StepResult
-from specfleet.core.types import FinishReason, Grant
+from specfleet.core.types import FinishReason, Grant, ServiceClass
 from verifier.observer import Observer, Silent
 from verifier.session import Session
 
@@ -37,6 +37,8 @@ class BatchLoop:
         self._arrivals: list[Session] = []
         self._departures: list[Session] = []
         self._wake = asyncio.Event()
+        self._planned_in = 0.0
+        """Seconds that the last plan took."""
         self.step_seconds = 0.0
         """Smoothed duration of a step."""
 
@@ -54,8 +56,18 @@ class BatchLoop:
     def free_kv_tokens(self) -> int:
         return self._engine.free_pages * self._engine.page_size
 
+    def service_class(self, name: str) -> ServiceClass:
+        """Raises InvalidRequest where there is none of that name."""
+        return self._scheduler.service_class(name)
+
+    def refusal(self, identity: str, service: ServiceClass, prompt: int) -> Refusal | None:
+        """Why a session of `prompt` tokens cannot be let in now, if so. Those that wait to be let in have yet to count."""
+        queued = sum(len(session.tokens) for session in self._arrivals)
+        return self._scheduler.admit(identity=identity, service=service, prompt=prompt + queued, now=self._clock())
+
     def submit(self, session: Session) -> None:
         """Let a session take part from the next step on; `session.opened` then has its first grant."""
+        session.opened_at = self._clock()
         self._arrivals.append(session)
         self._wake.set()
 
@@ -75,6 +87,11 @@ class BatchLoop:
             )
             self._wake.set()
 
+    def shadow(self, session: Session, report: Shadow) -> None:
+        """Take in what the drafter would have guessed of the text that the verifier wrote alone."""
+        if session.number in self._sessions:
+            self._scheduler.shadowed(session.number, report.accepted, report.tested, report.draft_seconds_per_token)
+
     def withdraw(self, session: Session) -> None:
         """Its owner is gone: pages are free again before the next step is planned."""
         self._departures.append(session)
@@ -85,7 +102,9 @@ class BatchLoop:
         while True:
             self._wake.clear()
             self._settle()
-            plan = self._scheduler.plan(self._clock(), self._engine.free_pages)
+            now = self._clock()
+            plan = self._scheduler.plan(now, self._engine.free_pages)
+            self._planned_in = self._clock() - now
             if plan.items:
                 await self._step(plan)
             elif plan.preempt:
@@ -145,12 +164,15 @@ class BatchLoop:
                     pending=session.pending,
                 )
             )
-        grants = self._scheduler.commit(Outcome(tuple(outcomes), seconds), self._clock())
+        now = start + seconds
+        grants = self._scheduler.commit(Outcome(tuple(outcomes), seconds), now)
+        self._observer.decided(self._planned_in + self._clock() - now)
         self.step_seconds += 0.1 * (seconds - self.step_seconds) if self.step_seconds else seconds
         self._observer.step(seconds, plan.seconds, len(items), sum(len(item.tokens) for item in items))
         for session, verdict in verdicts:
+            session.first_at, session.last_at = session.first_at or now, now
             self._observer.verdict(
-                session.service_class,
+                session.service.name,
                 verdict.mode,
                 verdict.drafted,
                 verdict.accepted,
@@ -162,13 +184,15 @@ class BatchLoop:
                 self._finish(session)
 
     def _grant(self, session: Session, grant: Grant) -> Grant:
-        self._observer.granted(session.service_class, session.mode, grant.mode, grant.length)
+        self._observer.granted(session.service.name, session.mode, grant.mode, grant.length)
         session.mode = grant.mode
         return grant
 
     def _finish(self, session: Session) -> None:
         assert session.finished is not None
         session.outbox.put_nowait(Finished(session.finished, session.usage))
+        tokens = session.output_length - session.resumed_length
+        self._observer.served(session.service.name, tokens, session.met)
         self._release(session, session.finished)
 
     def _fail(self, plan: Plan, error: SpecfleetError) -> None:
@@ -202,12 +226,14 @@ class BatchLoop:
             computed=cached,
             can_draft=session.can_draft,
             now=now,
+            identity=session.identity,
+            service=session.service,
             draft_seconds=session.draft_seconds,
             round_trip=session.round_trip,
         )
         if session.pending or session.complete:
             self._scheduler.drafted(session.number, session.pending, session.complete, now)
-        self._observer.session_opened(session.resumed)
+        self._observer.session_opened(bool(session.resumed_length))
         granted = self._grant(session, grant)
         if not session.opened.done():  # its owner was cancelled while it waited, and has yet to withdraw it
             session.opened.set_result(granted)
@@ -226,7 +252,7 @@ class BatchLoop:
         del self._sessions[session.number]
         self._scheduler.close(session.number)
         self._engine.close(session.number)
-        self._observer.session_finished(session.service_class, reason)
+        self._observer.session_finished(session.service.name, reason)
 
     async def _idle(self, wake_at: float | None) -> None:
         """Wait for something to happen, or for the moment the scheduler named."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from specfleet.core.errors import InvalidRequest, PositionGap, SpecfleetError
 from specfleet.core.protocol import Draft, Finished, Open, Verdict
 from specfleet.core.step import DraftDistribution, StepResult
-from specfleet.core.types import FinishReason, Grant, Mode, SamplingParams, Usage
+from specfleet.core.types import BEST_EFFORT, FinishReason, Grant, Mode, SamplingParams, ServiceClass, Usage
 
 MAX_PENDING = 64
 """Most drafted tokens kept waiting for one session; fewer near its end, where the last token is the target's own."""
@@ -34,11 +34,22 @@ class Offered:
 class Session:
     """State of one generation. Knows neither engine nor scheduler nor transport; the batch loop moves tokens between them."""
 
-    def __init__(self, number: int, opening: Open, eos_token_ids: Sequence[int], limit: int) -> None:
+    def __init__(
+        self,
+        number: int,
+        opening: Open,
+        eos_token_ids: Sequence[int],
+        limit: int,
+        identity: str = "",
+        service: ServiceClass = BEST_EFFORT,
+    ) -> None:
         """`limit`: most tokens the session may ever hold (context and pool)."""
         self.number = number
         self.request_id = opening.request_id
-        self.service_class = opening.service_class
+        self.identity = identity
+        self.service = service
+        self.opened_at = self.first_at = self.last_at = 0.0
+        """When it was submitted, and when its first and its newest token came."""
         self.sampling: SamplingParams = opening.sampling
         self.can_draft = opening.can_draft
         self.draft_seconds = opening.draft_seconds_per_token
@@ -53,7 +64,8 @@ class Session:
         self.opened: asyncio.Future[Grant] = asyncio.get_running_loop().create_future()
         self.outbox: asyncio.Queue[Verdict | Finished | SpecfleetError] = asyncio.Queue()
         self.finished: FinishReason | None = None
-        self.resumed = bool(opening.output)
+        self.resumed_length = len(opening.output)
+        """Tokens of output that it came with."""
         self._pending: list[int] = []
         self._pending_q: list[DraftDistribution] = []
         self._complete = False
@@ -62,7 +74,7 @@ class Session:
         self._last = min(self.prompt_length + self.sampling.max_tokens, limit)
         ends = set(self.sampling.stop_token_ids)
         self._ends = ends if self.sampling.ignore_eos else ends | set(eos_token_ids)
-        if self.resumed:
+        if self.resumed_length:
             self._check_finished()
 
     @property
@@ -78,6 +90,13 @@ class Session:
     @property
     def output_length(self) -> int:
         return len(self.tokens) - self.prompt_length
+
+    @property
+    def met(self) -> bool:
+        """Whether its class's targets were met, as seen from here."""
+        tokens = self.output_length - self.resumed_length
+        pace = (self.last_at - self.first_at) / (tokens - 1) if tokens > 1 else 0.0
+        return self.service.met(self.first_at - self.opened_at, pace)
 
     @property
     def usage(self) -> Usage:

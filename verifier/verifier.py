@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
 from typing import assert_never
@@ -14,6 +15,7 @@ from specfleet.core.errors import (
     ModelMismatch,
     Overloaded,
     PromptTooLong,
+    QuotaExceeded,
     SpecfleetError,
     UnknownModel,
 )
@@ -28,11 +30,14 @@ from specfleet.core.protocol import (
     Verdict,
     VerifyResponse,
 )
-from specfleet.core.types import LOCAL, Load, ModelInfo
+from specfleet.core.types import LOCAL, Load, ModelInfo, ServiceClass
 from specfleet.core.vocabulary import Vocabulary
 from verifier.loop import BatchLoop
 from verifier.observer import Observer, Silent
 from verifier.session import Session
+
+DIRECT = "direct"
+"""Identity of those who ask the verifier itself to generate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +81,8 @@ class Verifier:
     def tokenizer_files(self) -> Mapping[str, bytes]:
         return self._tokenizer_files
 
-    async def serve(self, stream: ServerStream, peer: str) -> None:
-        """One Verify stream, from Open to Finished. Raises the typed error that ends it."""
+    async def serve(self, stream: ServerStream, identity: str) -> None:
+        """One Verify stream of `identity`, from Open to Finished. Raises the typed error that ends it."""
         try:
             async with asyncio.timeout(self._limits.idle_seconds):
                 opening = await stream.receive()
@@ -88,7 +93,7 @@ class Verifier:
             return
         if not isinstance(opening, Open):
             raise InvalidRequest.field("message", f"is {type(opening).__name__}, the first one must be Open")
-        session = self._admitted(opening, checked=True)
+        session = self._admitted(opening, identity, checked=True)
         try:
             # A task group: the end of either side ends the other.
             writer = asyncio.create_task(self._write(session, stream))
@@ -104,7 +109,7 @@ class Verifier:
 
     async def run(self, opening: Open) -> AsyncIterator[VerifyResponse]:
         """The same without a drafter and within this process."""
-        session = self._admitted(opening, checked=False)
+        session = self._admitted(opening, DIRECT, checked=False)
         try:
             yield await self._opened(session)
             async for message in self._messages(session):
@@ -120,11 +125,13 @@ class Verifier:
                     self._check_tokens("token_ids", message.tokens)
                     for q in message.q or ():
                         self._check_tokens("distributions", q.token_ids)
-                    self._loop.offer(session, message)
+                    spent = self._reported("draft_seconds", message.draft_seconds)
+                    self._loop.offer(session, replace(message, draft_seconds=spent))
                 case Close():
                     return
                 case Shadow():
-                    pass
+                    each = self._reported("draft_seconds", message.draft_seconds_per_token)
+                    self._loop.shadow(session, replace(message, draft_seconds_per_token=each))
                 case Open():
                     raise InvalidRequest.field("message", "is a second Open; a stream carries one generation")
                 case _:
@@ -165,33 +172,50 @@ class Verifier:
             if isinstance(message, Finished):
                 return
 
-    def _admitted(self, opening: Open, *, checked: bool) -> Session:
+    def _admitted(self, opening: Open, identity: str, *, checked: bool) -> Session:
         """A session for `opening`, or the typed refusal. `checked`: the caller is another process, so compare vocabularies."""
         try:
             self._check(opening, checked)
+            service = self._loop.service_class(opening.service_class)
+            self._admit(opening, identity, service)
         except SpecfleetError as error:
             self._observer.session_rejected(error.code)
             raise
+        opening = replace(
+            opening,
+            draft_seconds_per_token=self._reported("draft_seconds", opening.draft_seconds_per_token),
+            round_trip_seconds=self._reported("round_trip", opening.round_trip_seconds),
+        )
         room = min(self._model.context_length, self._limits.kv_tokens)
-        return Session(next(self._numbers), opening, self._model.eos_token_ids, room)
+        return Session(next(self._numbers), opening, self._model.eos_token_ids, room, identity, service)
+
+    def _admit(self, opening: Open, identity: str, service: ServiceClass) -> None:
+        """Raises Overloaded or QuotaExceeded, with a time to come back, before any work is done."""
+        if self._loop.sessions >= self._limits.max_sessions:
+            raise Overloaded(
+                f"{self._loop.sessions} sessions are open, at most {self._limits.max_sessions}; come back in a second",
+                retry_after=1.0,
+            )
+        refusal = self._loop.refusal(identity, service, len(opening.prompt) + len(opening.output))
+        if refusal is not None:
+            kind = QuotaExceeded if refusal.quota else Overloaded
+            raise kind(refusal.reason, retry_after=refusal.retry_after)
+
+    def _reported(self, name: str, value: float) -> float:
+        """What a drafter says of itself; 0, not known, where that cannot be."""
+        if math.isfinite(value):
+            return value
+        self._observer.ignored(name)
+        return 0.0
 
     def _check(self, opening: Open, checked: bool) -> None:
         if opening.model and opening.model != self._model.name:
             raise UnknownModel(f"model {opening.model!r} is not served here; this verifier serves {self._model.name!r}")
         if checked:
             self._check_vocabulary(opening)
-        if opening.service_class:
-            raise InvalidRequest.field(
-                "service_class", f"{opening.service_class!r} is not configured here; leave it empty"
-            )
         self._check_tokens("prompt_token_ids", opening.prompt)
         self._check_tokens("output_token_ids", opening.output)
         self._check_length(opening)
-        if self._loop.sessions >= self._limits.max_sessions:
-            raise Overloaded(
-                f"{self._loop.sessions} sessions are open, at most {self._limits.max_sessions}; come back in a second",
-                retry_after=1.0,
-            )
 
     def _check_length(self, opening: Open) -> None:
         length = len(opening.prompt) + len(opening.output)

@@ -149,11 +149,20 @@ class ServiceClass:
                     f"service class {self.name!r}: {field_} is {value:g}, must be a number{unit} above 0"
                 )
 
+    def met(self, ttft_seconds: float, tpot_seconds: float) -> bool:
+        """Whether a request with these times has got what was promised."""
+        in_time = self.ttft_seconds is None or ttft_seconds <= self.ttft_seconds
+        return in_time and (self.tpot_seconds is None or tpot_seconds <= self.tpot_seconds)
+
     def due(self, opened_at: float, first_at: float | None, emitted: int) -> float:
         """When the next token is due, infinity for never: `emitted` tokens are out, the first of them since `first_at`."""
         if first_at is None:
             return opened_at + self.ttft_seconds if self.ttft_seconds is not None else math.inf
         return first_at + emitted * self.tpot_seconds if self.tpot_seconds is not None else math.inf
+
+
+BEST_EFFORT = ServiceClass()
+"""The class of requests that name none: nothing is promised."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,9 @@ REJECTIONS = (
     "unavailable",
 )
 EVICTIONS = ("preempted", "cache")
+REPORTS = ("draft_seconds", "round_trip")
+DECISIONS = (2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2)
+"""Buckets of controller_seconds: deciding is to be nothing beside a step."""
 
 
 class Gauges(Protocol):
@@ -42,6 +45,14 @@ class Gauges(Protocol):
 
     def prefix_cache(self) -> tuple[int, int]:
         """Queries and hits, in tokens."""
+        ...
+
+    def price(self) -> float:
+        """Of a second of the verifier, in weighted tokens."""
+        ...
+
+    def fairness(self) -> float:
+        """Jain's index over identities' goodput."""
         ...
 
 
@@ -75,6 +86,10 @@ class VerifierMetrics:
         self._switches = counter("mode_switches", "Changes of a session's mode.", "from", "to")
         self._evictions = counter("evictions", "Sessions whose pages were taken away.", "reason")
         self._resumes = counter("resumes", "Sessions opened with committed output.", "outcome")
+        self._goodput = counter("goodput_tokens", "Tokens of requests whose class was kept.", "slo_class")
+        self._slo = counter("slo_requests", "Requests served to their end.", "slo_class", "met")
+        self._ignored = counter("ignored_reports", "What drafters said of themselves and cannot be.", "report")
+        self._controller = histogram("controller_seconds", "Time of one step's decisions.", DECISIONS)
         self._rejected = counter("rejected", "Sessions refused.", "reason")
         self._zero(classes)
         build_info(registry, PREFIX)
@@ -82,6 +97,9 @@ class VerifierMetrics:
     def _zero(self, classes: tuple[str, ...]) -> None:
         for name in classes:
             self._length.labels(name)
+            self._goodput.labels(name)
+            for met in ("true", "false"):
+                self._slo.labels(name, met)
             for reason in FinishReason:
                 self._requests.labels(name, reason.value)
         for position in range(POSITIONS):
@@ -95,6 +113,8 @@ class VerifierMetrics:
         for eviction in EVICTIONS:
             self._evictions.labels(eviction)
         self._resumes.labels("accepted")
+        for report in REPORTS:
+            self._ignored.labels(report)
 
     def session_opened(self, resumed: bool) -> None:
         if resumed:
@@ -130,6 +150,17 @@ class VerifierMetrics:
         if previous is not mode:
             self._switches.labels(previous.value, mode.value).inc()
 
+    def served(self, service_class: str, tokens: int, met: bool) -> None:
+        self._slo.labels(service_class, str(met).lower()).inc()
+        if met:
+            self._goodput.labels(service_class).inc(tokens)
+
+    def ignored(self, report: str) -> None:
+        self._ignored.labels(report).inc()
+
+    def decided(self, seconds: float) -> None:
+        self._controller.observe(seconds)
+
     def stale(self, tokens: int) -> None:
         self._stale.inc(tokens)
 
@@ -147,6 +178,8 @@ class VerifierGauges:
         yield self._family("sessions", "Open sessions.", "state", self._gauges.sessions())
         yield self._family("queue_length", "Sessions that wait.", "kind", self._gauges.queue())
         yield self._family("kv_pages", "KV pages.", "state", self._gauges.kv_pages())
+        yield GaugeMetricFamily(f"{PREFIX}_gpu_second_price", "Weighted tokens a second is worth.", self._gauges.price())
+        yield GaugeMetricFamily(f"{PREFIX}_fairness_jain", "Jain's index of goodput.", self._gauges.fairness())
         for name, value in zip(("queries", "hits"), self._gauges.prefix_cache(), strict=True):
             text = f"Prefix cache {name}, in tokens."
             yield CounterMetricFamily(f"{PREFIX}_prefix_cache_{name}", text, value=value)

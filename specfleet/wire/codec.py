@@ -391,9 +391,9 @@ def _check_request_id(request_id: str) -> None:
 
 
 def _seconds(name: str, value: float) -> float:
-    """A reported duration: absurd reports (negative, NaN, over an hour) count as not known. They only affect the
-    reporter's own share, so they are no reason to refuse it."""
-    return value if math.isfinite(value) and 0.0 <= value <= 3600.0 else 0.0
+    """A reported duration: absurd reports (negative, infinite, over an hour) read as NaN, for the receiver to ignore and
+    count. They only affect the reporter's own share, so they are no reason to refuse it."""
+    return value if math.isfinite(value) and 0.0 <= value <= 3600.0 else math.nan
 
 
 # --- Generate --------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, cast
+from urllib.parse import unquote
 
 import grpc
 import grpc.aio
@@ -31,8 +32,8 @@ T = TypeVar("T")
 class VerificationBackend(Protocol):
     """What the servicer stands in front of."""
 
-    async def serve(self, stream: ServerStream, peer: str) -> None:
-        """Serve one Verify stream to its end. Cancelled when the drafter goes away."""
+    async def serve(self, stream: ServerStream, identity: str) -> None:
+        """Serve one Verify stream of `identity` to its end. Cancelled when the drafter goes away."""
         ...
 
     def model(self) -> ModelInfo: ...
@@ -48,7 +49,7 @@ class VerificationService(rpc.VerificationServiceServicer):
 
     async def Verify(self, request_iterator: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:  # noqa: N802
         async with answering(context):
-            await self._backend.serve(_GrpcServerStream(context), context.peer())
+            await self._backend.serve(_GrpcServerStream(context), identity_of(context.peer()))
 
     async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:  # noqa: N802
         async with answering(context):
@@ -65,6 +66,16 @@ class VerificationService(rpc.VerificationServiceServicer):
             for name, content in self._backend.tokenizer_files().items():
                 for at in range(0, len(content) or 1, PIECE_BYTES):
                     yield pb.GetTokenizerResponse(file_name=name, content=content[at : at + PIECE_BYTES])
+
+
+def identity_of(peer: str) -> str:
+    """Who a caller without credentials is taken for, from gRPC's name of the peer: its host, so that more connections buy
+    nothing. On this machine, where everybody has the same one, the connection."""
+    kind, _, rest = peer.partition(":")
+    host = unquote(rest.rpartition(":")[0]).strip("[]")
+    if kind not in ("ipv4", "ipv6") or not host or host == "::1" or host.startswith(("127.", "::ffff:127.")):
+        return peer
+    return host
 
 
 class _GrpcServerStream:

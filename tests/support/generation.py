@@ -64,6 +64,7 @@ class Counter:
         if isinstance(fault, SpecfleetError):
             raise fault
         if fault == "die":
+            await asyncio.sleep(0.1)  # what was said before is to leave the process
             os._exit(1)
         if fault == "hang":
             await asyncio.Event().wait()

@@ -11,7 +11,7 @@ from specfleet.core.types import Load, ModelInfo
 
 
 class Backend(Protocol):
-    async def serve(self, stream: ServerStream, peer: str) -> None: ...
+    async def serve(self, stream: ServerStream, identity: str) -> None: ...
 
     def model(self) -> ModelInfo: ...
 
@@ -56,8 +56,9 @@ class MemoryConnection:
 
     target = "memory"
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, identity: str = "memory") -> None:
         self.backend = backend
+        self.identity = identity
         self.streams: list[MemoryStream] = []
 
     async def verify(self) -> MemoryStream:
@@ -68,7 +69,7 @@ class MemoryConnection:
 
     async def _serve(self, stream: MemoryStream) -> None:
         try:
-            await self.backend.serve(_ServerEnd(stream), "memory")
+            await self.backend.serve(_ServerEnd(stream), self.identity)
             stream.down.put_nowait(None)
         except SpecfleetError as error:
             stream.down.put_nowait(error)

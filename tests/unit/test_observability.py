@@ -43,6 +43,12 @@ class Counts:
     def kv_pages(self) -> dict[str, int]:
         return {"used": 3, "cached": 4, "free": 5}
 
+    def price(self) -> float:
+        return 12.5
+
+    def fairness(self) -> float:
+        return 0.75
+
     def prefix_cache(self) -> tuple[int, int]:
         return 100, 40
 
@@ -176,6 +182,8 @@ def test_gauges_are_read_when_scraped(registry: CollectorRegistry) -> None:
     assert {("used",): 3.0, ("cached",): 4.0, ("free",): 5.0} == series(registry, "specfleet_verifier_kv_pages")
     assert 100.0 == value(registry, "specfleet_verifier_prefix_cache_queries_total")
     assert 40.0 == value(registry, "specfleet_verifier_prefix_cache_hits_total")
+    assert 12.5 == value(registry, "specfleet_verifier_gpu_second_price")
+    assert 0.75 == value(registry, "specfleet_verifier_fairness_jain")
     named = (
         {"state"} == labels(registry, "specfleet_verifier_sessions") == labels(registry, "specfleet_verifier_kv_pages")
     )
@@ -258,7 +266,15 @@ def test_the_verifiers_events_are_counted(registry: CollectorRegistry) -> None:
     metrics.granted("", Mode.ROUND, Mode.ROUND, 4)
     metrics.stale(5)
     metrics.evicted("preempted")
+    metrics.served("", 30, met=True)
+    metrics.served("", 20, met=False)
+    metrics.ignored("draft_seconds")
+    metrics.decided(0.0001)
     one = "specfleet_verifier_"
+    assert 30.0 == value(registry, f"{one}goodput_tokens_total", "")
+    assert (1.0, 1.0) == tuple(value(registry, f"{one}slo_requests_total", "", met) for met in ("true", "false"))
+    assert 1.0 == value(registry, f"{one}ignored_reports_total", "draft_seconds")
+    assert 1.0 == value(registry, f"{one}controller_seconds_count")
     assert 1.0 == value(registry, f"{one}resumes_total", "accepted")
     assert 1.0 == value(registry, f"{one}rejected_total", "overloaded")
     assert 1.0 == sum(series(registry, f"{one}requests_total").values())

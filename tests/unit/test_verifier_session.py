@@ -290,7 +290,7 @@ def test_an_end_id_in_the_last_place_is_a_stop() -> None:
 def test_a_resumed_session_may_have_nothing_left_to_do(output: tuple[int, ...], reason: FinishReason | None) -> None:
     """Committed output counts: its end id, or its length."""
     one = session(output=output, max_tokens=3)
-    assert (reason, bool(output)) == (one.finished, one.resumed)
+    assert (reason, len(output)) == (one.finished, one.resumed_length)
     assert (3, len(output)) == (one.prompt_length, one.output_length)
 
 

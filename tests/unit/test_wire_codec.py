@@ -97,15 +97,16 @@ def test_a_draft_beyond_its_limit_is_refused() -> None:
 
 
 @pytest.mark.parametrize("seconds", [math.nan, math.inf, -math.inf, -1.0, 3600.5])
-def test_absurd_durations_count_as_not_known(seconds: float) -> None:
-    """Reported durations affect the reporter's own share only: nonsense reads as 0 and is no reason to refuse."""
+def test_absurd_durations_read_as_nan(seconds: float) -> None:
+    """Reported durations affect the reporter's own share only: nonsense is no reason to refuse, only to ignore it."""
     message = codec.verify_request_from_proto(draft((), draft_seconds=seconds))
-    assert isinstance(message, Draft) and 0.0 == message.draft_seconds
+    assert isinstance(message, Draft) and math.isnan(message.draft_seconds)
     message = codec.verify_request_from_proto(opening(draft_seconds_per_token=seconds, round_trip_seconds=seconds))
     assert isinstance(message, Open)
-    assert (0.0, 0.0) == (message.draft_seconds_per_token, message.round_trip_seconds)
+    assert math.isnan(message.draft_seconds_per_token) and math.isnan(message.round_trip_seconds)
     shadow = verification_pb2.VerifyRequest(shadow=verification_pb2.Shadow(draft_seconds_per_token=seconds))
-    assert Shadow(position=0, tested=0, accepted=0) == codec.verify_request_from_proto(shadow)
+    message = codec.verify_request_from_proto(shadow)
+    assert isinstance(message, Shadow) and math.isnan(message.draft_seconds_per_token)
 
 
 @pytest.mark.parametrize(
