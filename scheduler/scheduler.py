@@ -204,7 +204,9 @@ class Scheduler:
         """Count what a verdict brought."""
         record.known += item.committed
         record.computed = record.known - 1  # the newest token is known but not computed: the next step decodes from it
-        record.drafted, record.draft_complete, record.told_at = item.pending, False, now
+        record.drafted, record.draft_complete = item.pending, False
+        record.interval = now - record.told_at if record.told_at else 0.0
+        record.told_at = now
         record.emitted += item.committed
         if record.first_at is None:
             record.first_at = now

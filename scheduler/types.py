@@ -39,6 +39,8 @@ class SessionRecord:
     """The drafter will send no more before the next verdict."""
     told_at: float = 0.0
     """When its last verdict was handed out."""
+    interval: float = 0.0
+    """Seconds between its last two verdicts."""
     draft_deadline: float = 0.0
     """In ROUND: when to stop waiting for the draft."""
     acceptance: Acceptance = field(default_factory=lambda: Acceptance(AcceptancePool()))

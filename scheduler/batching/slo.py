@@ -176,7 +176,8 @@ class Step:
 
     def _cost(self, record: SessionRecord, tokens: int) -> float:
         """Seconds that so many tokens of a session add to a step."""
-        return tokens * self._token + record.computed * (self._cached + tokens * self._pair)
+        computed = record.computed
+        return tokens * (self._token + (computed + tokens) * self._pair) + computed * self._cached
 
     def _late(self, record: SessionRecord) -> bool:
         """Late, and of a class whose pace this verifier can keep at all."""

@@ -9,16 +9,22 @@ throughput. Steps take T = c0 / (1 - U) with U = sum g / R, so a GPU-second that
 with theta = 1 for LOCAL and STREAM and 1 + W / T for ROUND (W: the wait for a step). Given the price, sessions separate. With
 everybody in LOCAL this is SmartSpec's rule; with w = 1 / X and equal rounds GoodSpeed's. Derivation and constants:
 docs/algorithms.md.
+
+Sessions of a class with a pace (service classes) are served first of all in the mode that keeps it at the least GPU time per
+token; where none does, by the same rule with a weight that grows as they fall behind.
+
+That is a model. Whether drafting pays at all is also measured (governor.py), and the measurement has the last word.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from scheduler.estimators import expected_tokens
+from scheduler.speculation.governor import Governor
 from scheduler.types import ItemOutcome, Outcome, SessionRecord
 from scheduler.view import View
 from specfleet.core.errors import ConfigurationError
@@ -26,6 +32,8 @@ from specfleet.core.types import LOCAL, Grant, Mode
 
 LONGEST_STREAM = 16
 LONGEST_ROUND = 16
+LONGEST_PACED = 8
+"""Longest round of a session that has a pace to keep: long ones come in bursts."""
 PRICE_SHARE = 0.1
 """What a step's new price counts against the old one: prices that jump make step times oscillate."""
 BETTER = 1.05
@@ -36,10 +44,16 @@ BUSIEST = 0.95
 """The load U is never believed to be higher: kappa would explode."""
 UNKNOWN_DRAFT_SECONDS = 0.002
 UNKNOWN_ROUND_TRIP = 0.002
+SPARE_PACE, CATCHING_UP = 1.03, 1.15
+"""Times its pace that a session is to be given: on time, and when it is behind."""
+HASTE = 4.0
+"""The weight of who cannot be given its pace grows with this power of the shortfall, up to this shortfall."""
+
+ROUNDS = tuple(Grant(Mode.ROUND, length) for length in range(LONGEST_ROUND + 1))
+STREAMS = tuple(Grant(Mode.STREAM, length) for length in range(LONGEST_STREAM + 1))
 
 
-@dataclass(frozen=True, slots=True)
-class Offer:
+class Offer(NamedTuple):
     """One way to serve a session: m tokens and g GPU-seconds every R seconds."""
 
     grant: Grant
@@ -55,15 +69,19 @@ class Offer:
 
 @dataclass(slots=True)
 class Holding:
-    """What a session counts for in A, B and U, and how often ROUND's boundary was asked to be crossed."""
+    """What a session counts for in A, B and U, what it would do if drafting were allowed, and how often ROUND's boundary was
+    asked to be crossed."""
 
     offer: Offer
     weight: float
+    wished: Offer
     crossings: int = 0
 
 
 class Costs:
     """The step-time model as the rule needs it: c0 a step, c1 a token, c3 a token of context."""
+
+    __slots__ = ("context", "step", "step_fixed", "token", "wait")
 
     def __init__(self, view: View) -> None:
         self.step_fixed, self.token, self.context, _ = map(float, view.step_time.coefficients)
@@ -82,12 +100,15 @@ class FairGoodput:
         """B"""
         self._load = 0.0
         """U"""
+        self._drafting = 0
+        """Sessions whose best way is to draft, whether they may or not."""
         self._costs = Costs(view)
+        self._governor = Governor()
         self.price = 0.0
         """Of a GPU-second, in weighted tokens."""
 
     def opened(self, record: SessionRecord, now: float) -> Grant:
-        return self._choose(record)
+        return self._choose(record, now)
 
     def stepped(self, outcome: Outcome, now: float) -> None:
         self._costs = Costs(self._view)
@@ -95,9 +116,16 @@ class FairGoodput:
         kappa_step = self._costs.step / (1.0 - load)
         price = kappa_step * self._earning / (1.0 + kappa_step * self._using)
         self.price += PRICE_SHARE * (price - self.price)
+        tokens, prefill = 0, False
+        for item in outcome.items:
+            tokens += item.committed
+            prefill |= item.fed > 1 or not item.committed
+        self._governor.stepped(tokens, len(self._view.records), self._drafting > 0 and not prefill, now)
 
     def decided(self, record: SessionRecord, outcome: ItemOutcome, now: float) -> Grant:
-        return self._choose(record)
+        if record.interval:
+            self._governor.verdict(record.interval)
+        return self._choose(record, now)
 
     def closed(self, record: SessionRecord) -> None:
         held = self._held.pop(record.session, None)
@@ -106,69 +134,98 @@ class FairGoodput:
         if not self._held:
             # Sums of differences drift; nobody here is the moment to begin at zero again.
             self._earning = self._using = self._load = 0.0
+            self._drafting = 0
+            self._governor.idle()
 
-    def _choose(self, record: SessionRecord) -> Grant:
-        weight = self._weight(record)
-        offers = self._offers(record, weight)
-        best = max(offers, key=lambda offer: offer.value(weight, self.price))
+    def _choose(self, record: SessionRecord, now: float) -> Grant:
         held = self._held.get(record.session)
-        crossings = 0
+        weight, crossings = self._weight(record), 0
+        paced = record.service.tpot_seconds is not None and record.first_at is not None
+        if paced:
+            wished = self._paced(record, now)
+        else:
+            wished, crossings = self._best(record, weight, held)
+        # What a class promises is not for trials; for everybody else the governor has the last word.
+        offer = wished if paced or self._governor.drafting else self._local(record)
         if held is not None:
-            best, crossings = self._steady(held, best, offers, weight)
             self._count(held, -1.0)
-        fresh = Holding(best, weight, crossings)
-        self._held[record.session] = fresh
+        self._held[record.session] = fresh = Holding(offer, weight, wished, crossings)
         self._count(fresh, 1.0)
-        return best.grant
+        return offer.grant
 
-    def _steady(self, held: Holding, best: Offer, offers: list[Offer], weight: float) -> tuple[Offer, int]:
-        """Stay on this side of ROUND unless the other one is clearly better, twice in a row."""
-        was, is_ = held.offer.grant.mode is Mode.ROUND, best.grant.mode is Mode.ROUND
-        if was == is_:
+    def _best(self, record: SessionRecord, weight: float, held: Holding | None) -> tuple[Offer, int]:
+        """The offer of most value; but on the same side of ROUND as before unless the other one is clearly better, twice in a
+        row. And how often in a row it was."""
+        price = self.price
+        offers = self._offers(record, weight)
+        best = max(offers, key=lambda offer: offer.value(weight, price))
+        if held is None:
+            return best, 0
+        was = held.wished.grant.mode is Mode.ROUND
+        if was == (best.grant.mode is Mode.ROUND):
             return best, 0
         same = [offer for offer in offers if (offer.grant.mode is Mode.ROUND) == was]
         if not same:
             return best, 0
-        stay = max(same, key=lambda offer: offer.value(weight, self.price))
-        value, other = stay.value(weight, self.price), best.value(weight, self.price)
-        if other > value + (BETTER - 1.0) * abs(value):
+        stay = max(same, key=lambda offer: offer.value(weight, price))
+        value = stay.value(weight, price)
+        if best.value(weight, price) > value + (BETTER - 1.0) * abs(value):
             return (best, 0) if held.crossings else (stay, 1)
         return stay, 0
 
+    def _paced(self, record: SessionRecord, now: float) -> Offer:
+        """The least GPU time per token among the ways that keep the pace; where there is none, what is worth most with a
+        weight that grows with the shortfall."""
+        assert record.service.tpot_seconds is not None and record.first_at is not None
+        pace = 1.0 / record.service.tpot_seconds
+        need = pace * (CATCHING_UP if record.due < now else SPARE_PACE)
+        passed = now - record.first_at
+        speed = record.emitted / passed if passed > 0.0 else pace
+        weight = min(pace / speed, HASTE) ** HASTE / pace * record.weight
+        offers = self._offers(record, weight, LONGEST_PACED)
+        enough = [offer for offer in offers if offer.tokens >= need * offer.seconds]
+        if enough:
+            return min(enough, key=lambda offer: offer.gpu_seconds / offer.tokens)
+        return max(offers, key=lambda offer: offer.value(weight, self.price))
+
     def _weight(self, record: SessionRecord) -> float:
         goodput = record.identity.goodput.value or 1.0 / self._costs.step
-        return float(goodput**-self._phi)
+        weight = record.weight
+        return weight / goodput if self._phi == 1.0 else float(weight * goodput**-self._phi)
 
-    def _offers(self, record: SessionRecord, weight: float) -> list[Offer]:
+    def _local(self, record: SessionRecord) -> Offer:
         costs = self._costs
-        local = Offer(LOCAL, 1.0, costs.token + costs.context * record.known, costs.step)
+        return Offer(LOCAL, 1.0, costs.token + costs.context * record.known, costs.step)
+
+    def _offers(self, record: SessionRecord, weight: float, longest: int = LONGEST_ROUND) -> list[Offer]:
         if not record.can_draft:
-            return [local]
+            return [self._local(record)]
         draft = record.draft_seconds.value or UNKNOWN_DRAFT_SECONDS
         trip = record.round_trip.value or UNKNOWN_ROUND_TRIP
-        offers = [local, self._round(record, weight, draft, trip)]
+        offers = [self._local(record), self._round(record, weight, draft, trip, longest)]
         stream = self._stream(record, weight, draft, trip)
-        return [*offers, stream] if stream is not None else offers
+        if stream is not None:
+            offers.append(stream)
+        return offers
 
-    def _round(self, record: SessionRecord, weight: float, draft: float, trip: float) -> Offer:
+    def _round(
+        self, record: SessionRecord, weight: float, draft: float, trip: float, longest: int = LONGEST_ROUND
+    ) -> Offer:
         """The best length: value rises, then falls with it."""
-        costs, rate = self._costs, record.acceptance.rate
-        base = costs.token + costs.context * record.known
-        theta = 1.0 + costs.wait / costs.step
-        best = None
-        for length in range(1, LONGEST_ROUND + 1):
-            offer = Offer(
-                Grant(Mode.ROUND, length),
-                expected_tokens(rate, length),
-                base + costs.token * length,
-                length * draft + trip + costs.wait + costs.step,
-                theta,
-            )
-            if best is not None and offer.value(weight, self.price) <= best.value(weight, self.price):
+        costs, price, rate = self._costs, self.price, record.acceptance.rate
+        gpu = costs.token + costs.context * record.known
+        seconds = trip + costs.wait + costs.step
+        tokens = survival = 1.0
+        best, length = -math.inf, 0
+        while length < longest:
+            survival *= rate
+            more_tokens, more_gpu, more_seconds = tokens + survival, gpu + costs.token, seconds + draft
+            value = (weight * more_tokens - price * more_gpu) / more_seconds
+            if value <= best:
                 break
-            best = offer
-        assert best is not None
-        return best
+            best, length = value, length + 1
+            tokens, gpu, seconds = more_tokens, more_gpu, more_seconds
+        return Offer(ROUNDS[length], tokens, gpu, seconds, 1.0 + costs.wait / costs.step)
 
     def _stream(self, record: SessionRecord, weight: float, draft: float, trip: float) -> Offer | None:
         """Draft-ahead: x tokens per second, u drafted tokens verified per step."""
@@ -188,15 +245,17 @@ class FairGoodput:
         speed = 1.0 / (step * (1.0 - alive) + each * alive)
         verified = each * alive * speed * min(longest, step / draft)
         used = costs.token * (1.0 + verified) + costs.context * record.known
-        return Offer(Grant(Mode.STREAM, longest), speed * step, used, step)
+        return Offer(STREAMS[longest], speed * step, used, step)
 
     def _count(self, held: Holding, sign: float) -> None:
         """Add or take away a session's terms of A, B and U."""
-        offer = held.offer
-        share = sign * offer.theta / offer.seconds**2
-        self._earning += share * held.weight * offer.tokens
-        self._using += share * offer.gpu_seconds
-        self._load += sign * offer.gpu_seconds / offer.seconds
+        _, tokens, gpu, seconds, theta = held.offer
+        share = sign * theta / (seconds * seconds)
+        self._earning += share * held.weight * tokens
+        self._using += share * gpu
+        self._load += sign * gpu / seconds
+        if held.wished.grant.mode is not Mode.LOCAL:
+            self._drafting += int(sign)
 
 
 def build(argument: str, view: View, rng: np.random.Generator) -> FairGoodput:
