@@ -25,12 +25,16 @@ COMMANDS = {
     "generate": ("specfleet.cli.generate", "Complete one prompt."),
     "chat": ("specfleet.cli.chat", "Hold a conversation."),
     "demo": ("specfleet.cli.demo", "Run a whole fleet on this machine and compare."),
+    "status": ("specfleet.cli.status", "Watch a running fleet."),
+    "bench": ("specfleet.cli.bench", "Put load on a running fleet and measure it."),
 }
 """Command -> (module with `command`, one line of help)."""
 
 EXTRAS = {
     "verifier": "verifier",
     "drafter": "drafter",
+    "status": "bench",
+    "bench": "bench",
 }
 """Command -> the extra of the distribution that brings what it imports; the others need the base only."""
 

@@ -1,4 +1,4 @@
-"""What `generate` and `chat` share: which server, which sampling."""
+"""What `generate`, `chat` and `bench` share: which server, which sampling."""
 
 from __future__ import annotations
 
@@ -16,20 +16,29 @@ F = TypeVar("F", bound=Callable[..., Any])
 SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "logprobs")
 
 
+def server_option(help_: str) -> Callable[[F], F]:
+    """--server, with what several of them mean to this command."""
+    return click.option(
+        "--server",
+        "servers",
+        multiple=True,
+        metavar="HOST:PORT",
+        envvar="SPECFLEET_SERVER",
+        default=("127.0.0.1:7700",),
+        show_default=True,
+        help=help_,
+    )
+
+
 def server_options(function: F) -> F:
     """--server, --timeout, --token, --tls-ca, --insecure."""
+    return server_option("A drafter, or a verifier; repeat it to have others to turn to.")(call_options(function))
+
+
+def call_options(function: F) -> F:
+    """--timeout, --token, --tls-ca, --insecure."""
     for option in reversed(
         (
-            click.option(
-                "--server",
-                "servers",
-                multiple=True,
-                metavar="HOST:PORT",
-                envvar="SPECFLEET_SERVER",
-                default=("127.0.0.1:7700",),
-                show_default=True,
-                help="A drafter, or a verifier; repeat it to have others to turn to.",
-            ),
             click.option(
                 "--timeout", type=float, metavar="SECONDS", default=300.0, show_default=True, help="For one reply."
             ),
@@ -65,14 +74,18 @@ def sampling_options(function: F) -> F:
 
 def connect(flags: dict[str, Any]) -> Client:
     """Takes what `server_options` gave out of `flags`. Raises ConfigurationError."""
+    return Client(flags.pop("servers"), **client_arguments(flags))
+
+
+def client_arguments(flags: dict[str, Any]) -> dict[str, Any]:
+    """Takes what `call_options` gave out of `flags`: keyword arguments of Client and AsyncClient."""
     certificates = flags.pop("tls_ca")
-    return Client(
-        flags.pop("servers"),
-        timeout=flags.pop("timeout"),
-        token=flags.pop("token"),
-        root_certificates=_read(certificates) if certificates else None,
-        insecure=flags.pop("insecure"),
-    )
+    return {
+        "timeout": flags.pop("timeout"),
+        "token": flags.pop("token"),
+        "root_certificates": _read(certificates) if certificates else None,
+        "insecure": flags.pop("insecure"),
+    }
 
 
 def sampling(flags: dict[str, Any]) -> dict[str, Any]:
