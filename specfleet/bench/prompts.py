@@ -12,7 +12,8 @@ def read_prompts(path: Path) -> tuple[str, ...]:
     """One prompt per line: the object's "prompt", or the first of its "turns" (as Spec-Bench has them); empty lines are
     skipped. Raises ConfigurationError that names the line."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines(): it also splits at characters that JSON allows inside a text.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise ConfigurationError(
             f"--prompts: cannot read {path}: {error.strerror}; give a file of JSON lines"
