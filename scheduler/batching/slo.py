@@ -7,8 +7,9 @@ that can still be met would break it, so nothing is added that makes the step so
 1. the one that has waited longest, once it has waited STARVED steps: so everybody is served in the end
 2. those that cannot wait for another step, earliest due first
 3. the others by value for time: expected tokens, weighted by the gradient of the identity's log goodput, per second that
-   they add. Among equals that serves identities in turn, whatever their number of streams
-4. prefill, in the time, tokens and pages that are left
+   they add. Among equals that serves identities in turn, whatever their number of streams. Where tokens are short,
+   everybody's own comes before anybody's draft, and of drafts the tokens likeliest to count
+4. prefill, in the time, tokens and pages that are left, of which drafts take none that it could use
 
 While somebody who could keep its pace is late, sessions that are ahead of theirs stand back (pacing). A step is never empty
 while anybody is ready: what all that leaves out comes in at the end if nothing else has.
@@ -18,6 +19,7 @@ After WISP (arXiv 2601.11652) and AdaServe's required progress; pacing and the s
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Sequence
 from operator import attrgetter, itemgetter
@@ -50,8 +52,9 @@ class Slo:
         required, others, prefills, ahead = step.sort(ready)
         for _, record in required:
             step.take_required(record)
-        spare = -(-budget.tokens // PREFILL_SHARE) if prefills else 0
-        left = [record for _, record in others if not step.take(record, spare)]
+        spare = kept_for_prefill(prefills, len(others), budget.tokens)
+        drafts = trimmed([record for _, record in others], budget.tokens - spare)
+        left = [record for _, record in others if not step.take(record, spare, drafts.get(record.session))]
         for _, record in prefills:
             step.take(record)
         for record in left:
@@ -75,6 +78,44 @@ def _take_all(ready: Sequence[SessionRecord], budget: StepBudget) -> bool:
         else:
             budget.verify(record)
     return True
+
+
+def kept_for_prefill(prefills: Sequence[tuple[float, SessionRecord]], others: int, tokens: int) -> int:
+    """Tokens of the step that verification leaves to prefill: whoever waits for a first token comes before anybody's draft,
+    and has a share of the step even where everybody's own tokens would fill it."""
+    if not prefills:
+        return 0
+    wanted = sum(record.behind for _, record in prefills)
+    return max(min(wanted, -(-tokens // PREFILL_SHARE)), min(wanted, tokens - others))
+
+
+def trimmed(records: Sequence[SessionRecord], tokens: int) -> dict[int, int]:
+    """Drafted tokens to take of each where a step of `tokens` cannot take all; empty where it can.
+
+    Everybody's own token comes first, since it is sure. The j-th drafted token is worth w a^j, which falls with j: giving
+    one by one to the largest is exact.
+    """
+    left = tokens - len(records)
+    if sum(record.offered for record in records) <= left:
+        return {}
+    drafts = dict.fromkeys((record.session for record in records), 0)
+    heap = [
+        (-record.weight / (record.identity.goodput.value or 1.0) * record.acceptance.rate, place)
+        for place, record in enumerate(records)
+        if record.offered
+    ]
+    heapq.heapify(heap)
+    for _ in range(left):
+        if not heap:
+            break
+        worth, place = heap[0]
+        record = records[place]
+        drafts[record.session] += 1
+        if drafts[record.session] == record.offered:
+            heapq.heappop(heap)
+        else:
+            heapq.heapreplace(heap, (worth * record.acceptance.rate, place))
+    return drafts
 
 
 class Step:

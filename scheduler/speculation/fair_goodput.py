@@ -102,6 +102,7 @@ class FairGoodput:
         """U"""
         self._drafting = 0
         """Sessions whose best way is to draft, whether they may or not."""
+        self._steps = 0
         self._costs = Costs(view)
         self._governor = Governor()
         self.price = 0.0
@@ -115,7 +116,8 @@ class FairGoodput:
         load = min(BUSIEST, max(0.0, self._load))
         kappa_step = self._costs.step / (1.0 - load)
         price = kappa_step * self._earning / (1.0 + kappa_step * self._using)
-        self.price += PRICE_SHARE * (price - self.price)
+        self._steps += 1
+        self.price += max(PRICE_SHARE, 1.0 / self._steps) * (price - self.price)
         tokens, prefill = 0, False
         for item in outcome.items:
             tokens += item.committed

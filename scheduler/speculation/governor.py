@@ -16,8 +16,10 @@ from scheduler.estimators import Smoothed
 
 SHORTEST_WINDOW = 0.2
 """Seconds."""
-VERDICTS_IN_WINDOW = 30.0
-"""A window lasts so many times what a session waits for a verdict."""
+INTERVALS_IN_WINDOW = 6.0
+"""A window lasts at least so many times what a session waits for a verdict,"""
+VERDICTS_IN_WINDOW = 64.0
+"""and until there were so many verdicts of all sessions."""
 SETTLING = 0.2
 """Share of a window that is not counted: grants change with verdicts, so the last choice still echoes."""
 FIRST_TRIAL, RAREST_TRIAL = 4.0, 200.0
@@ -64,8 +66,9 @@ class Governor:
     def __init__(self) -> None:
         self.drafting = True
         self._crowds: dict[int, Crowd] = {}
-        self._size = -1
+        self._size = 0
         """Of the present crowd: floor(log2(sessions))."""
+        self._present = False
         self._interval = Smoothed(0.05)
         self._last: float | None = None
         """End of the last step, while sessions are open."""
@@ -75,7 +78,8 @@ class Governor:
 
     @property
     def window(self) -> float:
-        return max(SHORTEST_WINDOW, VERDICTS_IN_WINDOW * self._interval.value)
+        intervals = max(INTERVALS_IN_WINDOW, VERDICTS_IN_WINDOW / 2**self._size)
+        return max(SHORTEST_WINDOW, intervals * self._interval.value)
 
     def verdict(self, seconds: float) -> None:
         """A session has waited so long for its verdict."""
@@ -84,14 +88,14 @@ class Governor:
     def idle(self) -> None:
         """Nobody is there: the time until somebody comes says nothing."""
         self._last = None
-        self._size = -1
+        self._present = False
 
     def stepped(self, tokens: int, sessions: int, comparable: bool, now: float) -> None:
         """A step has committed `tokens` tokens of `sessions` open sessions. `comparable`: it held no prefill, and drafting is
         what the policy wants."""
         size = max(1, sessions).bit_length() - 1
         last, self._last = self._last, now
-        if size != self._size:
+        if size != self._size or not self._present:
             self._begin(size, now)
             return
         if last is None or not tokens or not comparable:
@@ -104,7 +108,7 @@ class Governor:
 
     def _begin(self, size: int, now: float) -> None:
         """Another crowd: what it is known to do best, or else what the nearest one does."""
-        self._size = size
+        self._size, self._present = size, True
         if size not in self._crowds:
             near = min(self._crowds, key=lambda other: abs(other - size), default=None)
             drafting = self._crowds[near].drafting if near is not None else True
