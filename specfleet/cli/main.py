@@ -27,6 +27,7 @@ COMMANDS = {
     "demo": ("specfleet.cli.demo", "Run a whole fleet on this machine and compare."),
     "status": ("specfleet.cli.status", "Watch a running fleet."),
     "bench": ("specfleet.cli.bench", "Put load on a running fleet and measure it."),
+    "profile": ("specfleet.cli.profile", "Measure a model's steps on this machine."),
 }
 """Command -> (module with `command`, one line of help)."""
 
@@ -35,6 +36,7 @@ EXTRAS = {
     "drafter": "drafter",
     "status": "bench",
     "bench": "bench",
+    "profile": "verifier",
 }
 """Command -> the extra of the distribution that brings what it imports; the others need the base only."""
 

@@ -1,0 +1,66 @@
+"""How long a draft model takes for a token: measured by `specfleet profile --drafter`, read by the simulator."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from specfleet.core.errors import ConfigurationError
+
+
+@dataclass(frozen=True, slots=True)
+class DraftProfile:
+    """Seconds that each of several sequences, drafting together, waits for its next token."""
+
+    batches: tuple[int, ...]
+    """Numbers of sequences, rising."""
+    seconds_per_token: tuple[float, ...]
+    """One for each of `batches`."""
+    source: str = ""
+    """Machine and model they were measured on."""
+
+    def __post_init__(self) -> None:
+        # JSON knows lists only.
+        object.__setattr__(self, "batches", tuple(self.batches))
+        object.__setattr__(self, "seconds_per_token", tuple(self.seconds_per_token))
+        if not self.batches or len(self.batches) != len(self.seconds_per_token):
+            raise ConfigurationError(
+                f"draft profile: {len(self.batches)} batches and {len(self.seconds_per_token)} seconds_per_token, "
+                "must be as many, and at least 1"
+            )
+        rising = all(low < high for low, high in zip((0, *self.batches), self.batches, strict=False))
+        if not rising or not all(isinstance(batch, int) for batch in self.batches):
+            raise ConfigurationError(
+                f"draft profile: batches are {self.batches}, must be whole numbers from 1 on, rising"
+            )
+        for seconds in self.seconds_per_token:
+            if not (math.isfinite(seconds) and seconds > 0.0):
+                raise ConfigurationError(
+                    f"draft profile: seconds_per_token holds {seconds!r}, must be finite numbers of seconds above 0"
+                )
+
+    def at(self, batch: int) -> float:
+        """Seconds per token with `batch` sequences: linear between what was measured, and beyond as between the last two."""
+        batches, seconds = self.batches, self.seconds_per_token
+        if batch <= batches[-1] or len(batches) == 1:
+            return float(np.interp(batch, batches, seconds))
+        slope = (seconds[-1] - seconds[-2]) / (batches[-1] - batches[-2])
+        return seconds[-1] + max(0.0, slope) * (batch - batches[-1])
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> DraftProfile:
+        """Raises ConfigurationError naming the file and what is wrong with it."""
+        try:
+            found = json.loads(path.read_text())
+            return cls(**found)
+        except OSError as error:
+            raise ConfigurationError(f"cannot read profile {path}: {error.strerror}") from None
+        except (ValueError, TypeError) as error:
+            raise ConfigurationError(f"{path} is no draft profile: {error}") from None

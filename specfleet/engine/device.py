@@ -1,0 +1,20 @@
+"""What a device is called, for people."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+_CPUS = Path("/proc/cpuinfo")
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name; for the CPU its name, its cores, and how many threads torch uses of them."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    lines = _CPUS.read_text().splitlines() if _CPUS.exists() else []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return f"{model or platform.processor() or 'CPU'}, {os.cpu_count()} cores, threads {torch.get_num_threads()}"
