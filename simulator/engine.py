@@ -43,7 +43,9 @@ class ModelledEngine:
         self._used -= self._pages(len(self._texts.pop(sequence)))
 
     async def step(self, items: Sequence[StepItem]) -> list[StepResult]:
-        seconds = self._step_seconds(StepShape.of((len(item.tokens), len(self._texts[item.sequence])) for item in items))
+        seconds = self._step_seconds(
+            StepShape.of((len(item.tokens), len(self._texts[item.sequence])) for item in items)
+        )
         results = [self._one(item) for item in items]
         if self._used > self.total_pages:
             raise InternalError(f"{self._used} pages are used of {self.total_pages}")

@@ -81,9 +81,7 @@ class Stream:
 class ServerEnd:
     """The verifier's end."""
 
-    def __init__(
-        self, up: Pipe[VerifyRequest | None], down: Pipe[VerifyResponse | SpecfleetError | None]
-    ) -> None:
+    def __init__(self, up: Pipe[VerifyRequest | None], down: Pipe[VerifyResponse | SpecfleetError | None]) -> None:
         self._up = up
         self._down = down
 

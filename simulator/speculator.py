@@ -18,9 +18,7 @@ class ModelledSpeculator:
     name = "model"
     stride = 1
 
-    def __init__(
-        self, acceptance: Callable[[float], float], draft_seconds: float, rng: np.random.Generator
-    ) -> None:
+    def __init__(self, acceptance: Callable[[float], float], draft_seconds: float, rng: np.random.Generator) -> None:
         """`acceptance` by time: the chance that a guess is right, given that those before it are."""
         self.acceptance = acceptance
         self.draft_seconds = draft_seconds

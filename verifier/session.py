@@ -5,7 +5,8 @@
               0          prompt_length         n = len(tokens)
 
 A Draft claims "the tokens from p on are these". The part before n is compared with what is committed and dropped; what
-contradicts it is stale; the rest waits. So a repeated, late or overlapping draft is harmless.
+contradicts it is stale, and so is what goes on from there, until a draft begins where its drafter knows the text to be
+confirmed; the rest waits. So a repeated, late or overlapping draft is harmless.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ class Session:
         self._pending_q: list[DraftDistribution] = []
         self._complete = False
         self._trimmed = False
-        self._diverged_at = 0
+        self._contradicted = False
+        """The branch that the last draft belonged to is: what continues it is stale until a draft begins anew."""
         self._last = min(self.prompt_length + self.sampling.max_tokens, limit)
         ends = set(self.sampling.stop_token_ids)
         self._ends = ends if self.sampling.ignore_eos else ends | set(eos_token_ids)
@@ -174,18 +176,24 @@ class Session:
             del self._pending[0]
             del self._pending_q[:1]
         else:
-            self._diverge(len(self.tokens))
+            self._contradict()
 
-    def _diverge(self, at: int) -> None:
-        """Tokens drafted by someone who has not seen position at - 1 are of another branch."""
+    def _contradict(self) -> None:
+        """What waits is of another branch than the text."""
         self._pending.clear()
         self._pending_q.clear()
-        self._diverged_at = max(self._diverged_at, at)
+        self._contradicted = True
         self._trimmed = False
 
     def _merge(self, draft: Draft) -> int:
         """Merge a draft into what waits; returns how many of its tokens were stale."""
         known, start = len(self.tokens), draft.position
+        if start <= draft.confirmed:
+            # A drafter that was contradicted begins again behind the text that it has seen confirmed. Until it does, what
+            # it sends goes on from what was wrong, however much of the text it may have seen meanwhile.
+            self._contradicted = False
+        elif self._contradicted:
+            return len(draft.tokens)
         if start > known + self.pending:
             if draft.confirmed >= known and not self._trimmed:
                 raise PositionGap(
@@ -195,10 +203,8 @@ class Session:
             return len(draft.tokens)
         for offset, token in enumerate(draft.tokens[: max(0, known - start)]):
             if self.tokens[start + offset] != token:
-                self._diverged_at = max(self._diverged_at, start + offset + 1)
+                self._contradicted = True
                 return len(draft.tokens)
-        if draft.confirmed < self._diverged_at <= start:
-            return len(draft.tokens)
         return self._append(draft, known)
 
     def _append(self, draft: Draft, known: int) -> int:

@@ -7,8 +7,8 @@ that can still be met would break it, so nothing is added that makes the step so
 1. the one that has waited longest, once it has waited STARVED steps: so everybody is served in the end
 2. those that cannot wait for another step, earliest due first
 3. the others by value for time: expected tokens, weighted by the gradient of the identity's log goodput, per second that
-   they add. Among equals that serves identities in turn, whatever their number of streams. Where tokens are short,
-   everybody's own comes before anybody's draft, and of drafts the tokens likeliest to count
+   they add. Where tokens are short, those worth most: so identities are served in turn, whatever their number of
+   streams, and of drafts the tokens likeliest to count
 4. prefill, in the time, tokens and pages that are left, of which drafts take none that it could use
 
 While somebody who could keep its pace is late, sessions that are ahead of theirs stand back (pacing). A step is never empty
@@ -53,8 +53,7 @@ class Slo:
         for _, record in required:
             step.take_required(record)
         spare = kept_for_prefill(prefills, len(others), budget.tokens)
-        drafts = trimmed([record for _, record in others], budget.tokens - spare)
-        left = [record for _, record in others if not step.take(record, spare, drafts.get(record.session))]
+        left = step.take_others([record for _, record in others], spare)
         for _, record in prefills:
             step.take(record)
         for record in left:
@@ -89,33 +88,26 @@ def kept_for_prefill(prefills: Sequence[tuple[float, SessionRecord]], others: in
     return max(min(wanted, -(-tokens // PREFILL_SHARE)), min(wanted, tokens - others))
 
 
-def trimmed(records: Sequence[SessionRecord], tokens: int) -> dict[int, int]:
-    """Drafted tokens to take of each where a step of `tokens` cannot take all; empty where it can.
+def shares(records: Sequence[SessionRecord], tokens: int) -> list[int] | None:
+    """Tokens to take of each where a step of `tokens` cannot take all, 0 for who has to wait; None where it can.
 
-    Everybody's own token comes first, since it is sure. The j-th drafted token is worth w a^j, which falls with j: giving
-    one by one to the largest is exact.
+    A session's own token is worth its weight w, its j-th drafted one w a^j, which falls with j: giving tokens one by one to
+    the largest is exact.
     """
-    left = tokens - len(records)
-    if sum(record.offered for record in records) <= left:
-        return {}
-    drafts = dict.fromkeys((record.session for record in records), 0)
-    heap = [
-        (-record.weight / (record.identity.goodput.value or 1.0) * record.acceptance.rate, place)
-        for place, record in enumerate(records)
-        if record.offered
-    ]
+    if sum(1 + record.offered for record in records) <= tokens:
+        return None
+    given = [0] * len(records)
+    heap = [(-record.weight / (record.identity.goodput.value or 1.0), place) for place, record in enumerate(records)]
     heapq.heapify(heap)
-    for _ in range(left):
-        if not heap:
-            break
+    for _ in range(max(0, tokens)):
         worth, place = heap[0]
         record = records[place]
-        drafts[record.session] += 1
-        if drafts[record.session] == record.offered:
-            heapq.heappop(heap)
-        else:
+        given[place] += 1
+        if given[place] <= record.offered:
             heapq.heapreplace(heap, (worth * record.acceptance.rate, place))
-    return drafts
+        else:
+            heapq.heappop(heap)
+    return given
 
 
 class Step:
@@ -194,6 +186,17 @@ class Step:
         if self._end + self._cost(record, tokens) > self._limit:
             return False
         return self._count(record, tokens, self._budget.verify(record, spare, draft))
+
+    def take_others(self, records: Sequence[SessionRecord], spare: int) -> list[SessionRecord]:
+        """As many of them as fit, `spare` tokens left; returns the rest."""
+        given = shares(records, self._budget.tokens - spare)
+        if given is None:
+            return [record for record in records if not self.take(record, spare)]
+        return [
+            record
+            for record, tokens in zip(records, given, strict=True)
+            if not tokens or not self.take(record, spare, tokens - 1)
+        ]
 
     def take_anything(self, records: Sequence[SessionRecord] | Sequence[tuple[float, SessionRecord]]) -> None:
         """Whatever the deadlines: an idle step helps nobody."""

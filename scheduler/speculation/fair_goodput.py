@@ -75,6 +75,8 @@ class Holding:
     offer: Offer
     weight: float
     wished: Offer
+    share: float
+    """What it should earn a second, were everything as it was: w X, divided by the sessions of its identity."""
     crossings: int = 0
 
 
@@ -100,6 +102,7 @@ class FairGoodput:
         """B"""
         self._load = 0.0
         """U"""
+        self._shares = 0.0
         self._drafting = 0
         """Sessions whose best way is to draft, whether they may or not."""
         self._steps = 0
@@ -118,11 +121,20 @@ class FairGoodput:
         price = kappa_step * self._earning / (1.0 + kappa_step * self._using)
         self._steps += 1
         self.price += max(PRICE_SHARE, 1.0 / self._steps) * (price - self.price)
-        tokens, prefill = 0, False
+        self._govern(outcome, now)
+
+    def _govern(self, outcome: Outcome, now: float) -> None:
+        """Tell the governor what the step earned, in shares of what everybody had been earning."""
+        earned, decodes = 0.0, bool(outcome.items)
         for item in outcome.items:
-            tokens += item.committed
-            prefill |= item.fed > 1 or not item.committed
-        self._governor.stepped(tokens, len(self._view.records), self._drafting > 0 and not prefill, now)
+            held = self._held.get(item.session)
+            if item.fed > 1 or not item.committed:
+                decodes = False
+                break
+            if held is not None:
+                earned += held.weight * item.committed
+        comparable = decodes and self._drafting > 0 and self._shares > 0.0
+        self._governor.stepped(earned / self._shares if comparable else 0.0, len(self._view.records), comparable, now)
 
     def decided(self, record: SessionRecord, outcome: ItemOutcome, now: float) -> Grant:
         if record.interval:
@@ -135,7 +147,7 @@ class FairGoodput:
             self._count(held, -1.0)
         if not self._held:
             # Sums of differences drift; nobody here is the moment to begin at zero again.
-            self._earning = self._using = self._load = 0.0
+            self._earning = self._using = self._load = self._shares = 0.0
             self._drafting = 0
             self._governor.idle()
 
@@ -151,7 +163,9 @@ class FairGoodput:
         offer = wished if paced or self._governor.drafting else self._local(record)
         if held is not None:
             self._count(held, -1.0)
-        self._held[record.session] = fresh = Holding(offer, weight, wished, crossings)
+        identity = record.identity
+        share = weight * (identity.goodput.value or 1.0 / self._costs.step) / max(1, identity.sessions)
+        self._held[record.session] = fresh = Holding(offer, weight, wished, share, crossings)
         self._count(fresh, 1.0)
         return offer.grant
 
@@ -256,6 +270,7 @@ class FairGoodput:
         self._earning += share * held.weight * tokens
         self._using += share * gpu
         self._load += sign * gpu / seconds
+        self._shares += sign * held.share
         if held.wished.grant.mode is not Mode.LOCAL:
             self._drafting += int(sign)
 

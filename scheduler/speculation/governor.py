@@ -2,9 +2,10 @@
 
 A cost model can be wrong in ways that it cannot see: drafters that share a processor with the verifier, a network that
 messages fill up. So now and then, for a short window, what the policy would have chosen is set against what it avoids:
-while drafting pays, everybody decodes alone for a moment; while it does not, everybody drafts for one. Whatever committed
-more tokens per second of an open session goes on. Trials become rarer while they confirm what is known, so that they cost
-about TRIAL_LOSS of the throughput, and are kept apart by the number of sessions, on which the answer depends most.
+while drafting pays, everybody decodes alone for a moment; while it does not, everybody drafts for one. Whatever earned more
+goes on: tokens per second, each weighted as the policy weights it, so that what serves fairness is not taken back here.
+Trials become rarer while they confirm what is known, so that they cost about TRIAL_LOSS of the throughput, and are kept
+apart by the number of sessions, on which the answer depends most.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ VERDICTS_IN_WINDOW = 64.0
 """and until there were so many verdicts of all sessions."""
 SETTLING = 0.2
 """Share of a window that is not counted: grants change with verdicts, so the last choice still echoes."""
-FIRST_TRIAL, RAREST_TRIAL = 4.0, 200.0
-"""Windows between trials: at first, and at most."""
-COMMONEST_TRIAL = 16.0
-"""Windows between trials once something is known."""
-TRIAL_LOSS = 0.005
+FIRST_TRIAL, COMMON_TRIAL, RAREST_TRIAL = 4.0, 16.0, 400.0
+"""Windows between trials: at first, where they lose little, and at most."""
+CLEAR = 0.1
+"""Share of the rate from which on a trial's loss leaves no doubt."""
+TRIAL_LOSS = 0.0025
 RATE_SHARE = 0.3
 """What a window counts in a rate."""
 BETTER = 1.02
@@ -42,7 +43,7 @@ class Crowd:
     rates: dict[bool, Smoothed] = field(
         default_factory=lambda: {True: Smoothed(RATE_SHARE), False: Smoothed(RATE_SHARE)}
     )
-    """Tokens per session-second, with drafting and without."""
+    """Earnings per second, with drafting and without."""
     trial_at: float = -math.inf
     pause: float = FIRST_TRIAL
 
@@ -52,11 +53,12 @@ class Crowd:
         if drafted == self.drafting:
             return
         other, mine = self.rates[drafted].value, self.rates[self.drafting].value
+        loss = 1.0 - min(other, mine) / max(other, mine)
+        rarest = min(RAREST_TRIAL, max(COMMON_TRIAL, loss / TRIAL_LOSS))
         if other > BETTER * mine:
             self.drafting, self.pause = drafted, FIRST_TRIAL
         else:
-            rarest = min(RAREST_TRIAL, max(COMMONEST_TRIAL, (1.0 - min(other, mine) / max(other, mine)) / TRIAL_LOSS))
-            self.pause = min(rarest, 2.0 * self.pause)
+            self.pause = rarest if loss > CLEAR else min(rarest, 2.0 * self.pause)
         self.trial_at = now + self.pause * window
 
 
@@ -73,8 +75,7 @@ class Governor:
         self._last: float | None = None
         """End of the last step, while sessions are open."""
         self._began = self._counted_from = 0.0
-        self._tokens = 0
-        self._session_seconds = 0.0
+        self._earned = self._seconds = 0.0
 
     @property
     def window(self) -> float:
@@ -90,20 +91,20 @@ class Governor:
         self._last = None
         self._present = False
 
-    def stepped(self, tokens: int, sessions: int, comparable: bool, now: float) -> None:
-        """A step has committed `tokens` tokens of `sessions` open sessions. `comparable`: it held no prefill, and drafting is
-        what the policy wants."""
+    def stepped(self, earned: float, sessions: int, comparable: bool, now: float) -> None:
+        """A step of `sessions` open sessions has earned so much. `comparable`: it held no prefill, and drafting is what the
+        policy wants."""
         size = max(1, sessions).bit_length() - 1
         last, self._last = self._last, now
         if size != self._size or not self._present:
             self._begin(size, now)
             return
-        if last is None or not tokens or not comparable:
+        if last is None or not comparable:
             return
         if last >= self._counted_from:
-            self._tokens += tokens
-            self._session_seconds += (now - last) * sessions
-        if now - self._began >= self.window and self._session_seconds > 0.0:
+            self._earned += earned
+            self._seconds += now - last
+        if now - self._began >= self.window and self._earned > 0.0:
             self._end(now)
 
     def _begin(self, size: int, now: float) -> None:
@@ -117,7 +118,7 @@ class Governor:
 
     def _end(self, now: float) -> None:
         crowd, window = self._crowds[self._size], now - self._began
-        crowd.learn(self.drafting, self._tokens / self._session_seconds, now, window)
+        crowd.learn(self.drafting, self._earned / self._seconds, now, window)
         trial = self.drafting == crowd.drafting and now >= crowd.trial_at
         self._open(crowd.drafting is not trial, now)
 
@@ -126,4 +127,4 @@ class Governor:
         settling = SETTLING * self.window if drafting != self.drafting else 0.0
         self.drafting = drafting
         self._began, self._counted_from = now, now + settling
-        self._tokens, self._session_seconds = 0, 0.0
+        self._earned = self._seconds = 0.0

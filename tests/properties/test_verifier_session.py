@@ -54,7 +54,7 @@ class Sessions(RuleBasedStateMachine):
         self.rejection, self.ignore_eos = rejection, ignore_eos
         self.text = list(prompt)
         self.waiting: list[int] = []
-        self.diverged_at = 0
+        self.contradicted = False
         self.cut = False
         self.taken: list[int] | None = None
         self.sent: list[Draft] = []
@@ -64,14 +64,16 @@ class Sessions(RuleBasedStateMachine):
     def offered(self, draft: Draft) -> int | None:
         """Stale tokens; None for a gap."""
         known, start, tokens = len(self.text), draft.position, list(draft.tokens)
+        if start <= draft.confirmed:
+            self.contradicted = False
+        if self.contradicted:
+            return len(tokens)
         if start > known + len(self.waiting):
             return None if draft.confirmed >= known and not self.cut else len(tokens)
         for at, token in enumerate(tokens, start):
             if at < known and self.text[at] != token:
-                self.diverged_at = max(self.diverged_at, at + 1)
+                self.contradicted = True
                 return len(tokens)
-        if draft.confirmed < self.diverged_at <= start:
-            return len(tokens)
         fresh, at = tokens[max(0, known - start) :], max(0, start - known)
         if self.waiting[at : at + len(fresh)] != fresh:
             wanted = self.waiting[:at] + fresh
@@ -84,7 +86,7 @@ class Sessions(RuleBasedStateMachine):
             self.text.append(token)
             if self.waiting and self.waiting.pop(0) != token:
                 self.waiting, self.cut = [], False
-                self.diverged_at = max(self.diverged_at, len(self.text))
+                self.contradicted = True
 
     # What may happen.
 

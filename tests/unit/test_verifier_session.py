@@ -297,3 +297,17 @@ def test_a_resumed_session_may_have_nothing_left_to_do(output: tuple[int, ...], 
 def test_an_end_id_that_ends_the_prompt_ends_nothing() -> None:
     """Chat templates end prompts with such ids; only output stops."""
     assert session(prompt=(1, EOS)).finished is None
+
+
+def test_a_new_branch_is_not_taken_for_the_old_one() -> None:
+    """Text 10 20 30 40 is committed while two branches are on their way: the old one, wrong at 20, and the one that its
+    drafter began when it saw the 20. What continues the new one counts, though it was sent before the 40 was seen."""
+    one = session()
+    for token in (10, 20, 30, 40):
+        step(one, 0, token, drafted=0)
+    old = [offer(one, 3, 10, confirmed=3), offer(one, 4, 99, confirmed=3), offer(one, 5, 98, confirmed=4)]
+    assert [0, 1, 1] == [offered.stale for offered in old]
+    assert 0 == offer(one, 5, 30, confirmed=5).stale
+    assert 0 == offer(one, 6, 40, confirmed=5).stale
+    assert Offered(1, 0) == offer(one, 7, 50, confirmed=6)
+    assert Offered(1, 0) == offer(one, 8, 60, confirmed=7)
