@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from specfleet.core.config import HostPort, OptionalHostPort
+
+
+def _several(value: Any) -> Any:
+    """One address may stand in a file without the brackets of a list."""
+    return (value,) if isinstance(value, str) else value
 
 
 class DrafterConfig(BaseModel):
@@ -14,8 +19,10 @@ class DrafterConfig(BaseModel):
 
     model: str
     """Draft model: a folder, a hub id, or ngram for prompt lookup without a model."""
-    verifier: HostPort = "127.0.0.1:7600"
-    """HOST:PORT of the verifier."""
+    verifier: Annotated[tuple[HostPort, ...], BeforeValidator(_several)] = ("127.0.0.1:7600",)
+    """HOST:PORT of a verifier; of several with one model, each generation goes to one."""
+    routing: Literal["jsq", "p2c", "round-robin", "random"] = "p2c"
+    """Which of several verifiers: the least loaded, the less loaded of two, in turns, any."""
     listen: HostPort = "127.0.0.1:7700"
     """HOST:PORT for gRPC; port 0 takes any free one."""
     metrics: OptionalHostPort = "127.0.0.1:7701"
@@ -36,3 +43,13 @@ class DrafterConfig(BaseModel):
     """How long running generations may go on after SIGTERM."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe log lines shown."""
+
+    @field_validator("verifier")
+    @classmethod
+    def _some_and_none_twice(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("a list of at least one HOST:PORT")
+        for one in value:
+            if value.count(one) > 1:
+                raise ValueError(f"a list without repetitions; {one} is in it twice")
+        return value

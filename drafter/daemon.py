@@ -7,18 +7,19 @@ import logging
 import time
 from contextlib import AsyncExitStack
 
+import numpy as np
 import uvloop
 from prometheus_client import CollectorRegistry
 
 from drafter.batcher import DraftBatcher
 from drafter.config import DrafterConfig
+from drafter.router import Router
 from drafter.source import Drafter
 from drafter.speculators import Speculator
 from drafter.speculators.ngram import Ngram
+from scheduler import routing
 from specfleet.core.config import describe
-from specfleet.core.errors import ConnectionError_
 from specfleet.core.extras import need
-from specfleet.core.protocol import VerifierConnection
 from specfleet.core.signals import stop_requested
 from specfleet.observability import log as logs
 from specfleet.observability.drafter import DrafterMetrics
@@ -49,45 +50,30 @@ async def _serve(config: DrafterConfig) -> int:
         server = Server(interceptors=(GrpcServerMetrics(registry),))
         address = server.bind(config.listen)
         metrics = serve_metrics(registry, config.metrics, stack)
-        connection = GrpcVerifierConnection(config.verifier)
-        stack.push_async_callback(connection.close)
-        # A model is loaded while nothing else needs the loop; the verifier is asked only for what it alone knows.
+        connections = [GrpcVerifierConnection(target) for target in config.verifier]
+        policy = routing.build(config.routing, np.random.default_rng())
+        router = Router(connections, policy, time.monotonic, observer)
+        stack.push_async_callback(router.close)
+        # A model is loaded while nothing else needs the loop; verifiers are asked only for what they alone know.
         tokenizer = None if config.model == NGRAM else Tokenizer.from_folder(config.model)
-        await _reach(connection, config.connect_seconds)
-        tokenizer = tokenizer or Tokenizer.from_files(await connection.tokenizer_files())
+        await router.reach(config.connect_seconds)
+        tokenizer = tokenizer or Tokenizer.from_files(await router.tokenizer_files())
+        model = await router.agree(tokenizer.vocabulary())
         speculator = _speculator(config, stack)
-        drafter = Drafter(connection, speculator, tokenizer.vocabulary(), time.monotonic, observer)
-        model = await drafter.check()
+        drafter = Drafter(router, speculator, tokenizer.vocabulary(), time.monotonic, observer)
         server.add_generation(TextGenerator(drafter, tokenizer, drafter=config.name or address))
         await server.start()
         stop = stop_requested()
         await server.ready(True)
         print(
             f"ready drafter grpc={address} metrics={metrics} speculator={speculator.name} "
-            f"verifier={config.verifier} target={model.name}",
+            f"verifier={router.target} target={model.name}",
             flush=True,
         )
         await stop.wait()
         await server.ready(False)
         await server.stop(config.drain_seconds)
     return 0
-
-
-async def _reach(connection: VerifierConnection, seconds: float) -> None:
-    """Wait until the verifier answers.
-
-    Raises:
-        ConnectionError_: it did not within `seconds`.
-    """
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            await connection.model()
-            return
-        except ConnectionError_:
-            if time.monotonic() > deadline:
-                raise
-        await asyncio.sleep(0.2)
 
 
 def _speculator(config: DrafterConfig, stack: AsyncExitStack) -> Speculator:

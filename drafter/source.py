@@ -11,14 +11,13 @@ from drafter.pace import Pace
 from drafter.session import DraftingSession
 from drafter.speculators import Speculator
 from specfleet.core.clock import Clock
-from specfleet.core.errors import InternalError, ModelMismatch
-from specfleet.core.protocol import Finished, Open, Opened, Verdict, VerifierConnection, VerifyResponse
-from specfleet.core.types import ModelInfo, SamplingParams
+from specfleet.core.protocol import Open, Verdict, VerifierConnection, VerifyResponse
+from specfleet.core.types import ModelInfo
 from specfleet.core.vocabulary import Vocabulary
 
 
 class Drafter:
-    """One connection, one speculator, any number of generations."""
+    """One connection (to a verifier, or a Router over several), one speculator, any number of generations."""
 
     def __init__(
         self,
@@ -30,7 +29,6 @@ class Drafter:
     ) -> None:
         self._connection = connection
         self._speculator = speculator
-        self._vocabulary = vocabulary
         self._digest = vocabulary.digest()
         self._clock = clock
         self._observer = observer or Silent()
@@ -63,29 +61,3 @@ class Drafter:
                         self._observer.first_token(now - start)
                     last = now
                 yield message
-
-    async def check(self) -> ModelInfo:
-        """Make sure that both models mean the same by a token id.
-
-        Raises:
-            ModelMismatch: in the verifier's words, naming the first id that differs.
-        """
-        model = await self.model()
-        if model.vocabulary_digest == self._digest:
-            return model
-        stream = await self._connection.verify()
-        probe = Open(
-            prompt=(0,),
-            sampling=SamplingParams(max_tokens=1, temperature=0.0),
-            vocabulary_digest=self._digest,
-            vocabulary_checksums=self._vocabulary.checksums(),
-            can_draft=False,
-        )
-        try:
-            await stream.send(probe)
-            answer = await stream.receive()
-        finally:
-            stream.cancel()
-        if isinstance(answer, Opened | Finished):
-            raise ModelMismatch(f"vocabulary differs from that of {model.name}; use a drafter with the same tokenizer")
-        raise InternalError("the verifier did not answer a vocabulary check")

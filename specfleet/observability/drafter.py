@@ -14,6 +14,7 @@ from specfleet.observability.registry import SECONDS, build_info
 PREFIX = "specfleet_drafter"
 SPECULATORS = ("model", "ngram")
 DISCARDS = ("contradicted", "overtaken")
+SWITCHES = ("unreachable",)
 
 
 class DrafterMetrics:
@@ -34,6 +35,9 @@ class DrafterMetrics:
         self._first = histogram("time_to_first_token_seconds", "From a request to its first token.")
         self._per_token = histogram("time_per_output_token_seconds", "Between tokens behind the first.")
         self._mode = counter("mode_seconds", "Time spent in each mode.", "mode")
+        self._switches = counter(
+            "verifier_switches", "Times that a verifier was left and generations went to others.", "reason"
+        )
         self._sessions = Gauge(f"{PREFIX}_sessions", "Open sessions.", registry=registry)
         for reason in FinishReason:
             self._requests.labels(reason.value)
@@ -41,6 +45,8 @@ class DrafterMetrics:
             self._drafted.labels(speculator)
         for discard in DISCARDS:
             self._discarded.labels(discard)
+        for switch in SWITCHES:
+            self._switches.labels(switch)
         for mode in Mode:
             self._mode.labels(mode.value)
         build_info(registry, PREFIX)
@@ -72,3 +78,6 @@ class DrafterMetrics:
     def tokens(self, count: int, seconds: float) -> None:
         for _ in range(count):
             self._per_token.observe(seconds / count)
+
+    def verifier_switched(self, reason: str) -> None:
+        self._switches.labels(reason).inc()
