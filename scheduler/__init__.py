@@ -4,8 +4,18 @@ Nothing here waits, draws time or chance from the outside, or knows a tensor or 
 as a named numpy Generator. The same objects decide in production and in the simulator.
 """
 
-from scheduler.admission import Refusal
+from scheduler.admission import Refusal, Request
 from scheduler.scheduler import Scheduler, SchedulerConfig
 from scheduler.types import ItemOutcome, Outcome, Plan, PlanItem, SessionRecord
 
-__all__ = ["ItemOutcome", "Outcome", "Plan", "PlanItem", "Refusal", "Scheduler", "SchedulerConfig", "SessionRecord"]
+__all__ = [
+    "ItemOutcome",
+    "Outcome",
+    "Plan",
+    "PlanItem",
+    "Refusal",
+    "Request",
+    "Scheduler",
+    "SchedulerConfig",
+    "SessionRecord",
+]

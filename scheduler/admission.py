@@ -12,7 +12,7 @@ Sessions without targets take what is left and never count.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from scheduler.identities import Identity
@@ -36,11 +36,22 @@ class Refusal:
     """The caller's own limit, not everybody's."""
 
 
-def over_quota(identity: Identity, now: float) -> Refusal | None:
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Somebody who asks to be let in, or has been and waits for the step under way to end."""
+
+    identity: str
+    service: ServiceClass
+    prompt: int
+    """Tokens to prefill."""
+
+
+def over_quota(identity: Identity, waiting: Sequence[Request], now: float) -> Refusal | None:
     """What the caller's own share forbids."""
     share = identity.share
-    if share.sessions is not None and identity.sessions >= share.sessions:
-        text = f"{identity.sessions} sessions of {identity.name!r} are open, at most {share.sessions}; end one first"
+    sessions = identity.sessions + sum(one.identity == identity.name for one in waiting)
+    if share.sessions is not None and sessions >= share.sessions:
+        text = f"{sessions} sessions of {identity.name!r} are open, at most {share.sessions}; end one first"
         return Refusal(text, RETRY_SECONDS, quota=True)
     wait = identity.quota_wait(now)
     if wait > 0.0:
@@ -50,9 +61,10 @@ def over_quota(identity: Identity, now: float) -> Refusal | None:
 
 
 def infeasible(
-    service: ServiceClass, prompt: int, records: Iterable[SessionRecord], step_time: StepTimeModel
+    request: Request, waiting: Sequence[Request], records: Iterable[SessionRecord], step_time: StepTimeModel
 ) -> Refusal | None:
-    """Whether the newcomer's class, or somebody else's, could not be kept any more; `prompt` tokens are to be prefilled."""
+    """Whether the newcomer's class, or somebody else's, could not be kept any more."""
+    service = request.service
     if service.ttft_seconds is None and service.tpot_seconds is None:
         return None
     margin = 1.0 + step_time.error
@@ -61,10 +73,13 @@ def infeasible(
     def cost(tokens: float, length: int) -> float:
         return tokens * per_token + length * per_cached + tokens * length * per_pair
 
-    # The newcomer is taken to go on as everybody begins: a token a verdict.
-    tightest = service.tpot_seconds or math.inf
-    load = cost(1.0, prompt) / tightest
-    queued = prompt
+    tightest, load, queued = math.inf, 0.0, 0
+    for one in (request, *waiting):
+        queued += one.prompt
+        if one.service.tpot_seconds is not None:
+            # Newcomers are taken to go on as everybody begins: a token a verdict.
+            tightest = min(tightest, one.service.tpot_seconds)
+            load += cost(1.0, one.prompt) / one.service.tpot_seconds
     for record in records:
         if record.prefilling:
             queued += record.behind
@@ -78,7 +93,7 @@ def infeasible(
             f"class {service.name!r} cannot be kept: the sessions open now and this one need {load:.0%} of the verifier"
         )
         return Refusal(text, RETRY_SECONDS * max(1.0, load))
-    return _late(service, cost(queued, prompt) / (1.0 - load))
+    return _late(service, cost(queued, request.prompt) / (1.0 - load))
 
 
 def _late(service: ServiceClass, prefill: float) -> Refusal | None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 
 import numpy as np
 
 from scheduler import batching, speculation
-from scheduler.admission import Refusal, infeasible, over_quota
+from scheduler.admission import Refusal, Request, infeasible, over_quota
 from scheduler.budget import StepBudget
 from scheduler.estimators import Acceptance, AcceptancePool, Smoothed
 from scheduler.identities import Identities, Share, jain
@@ -92,10 +92,11 @@ class Scheduler:
             raise InvalidRequest.field("service_class", f"is {name!r}, must be one of: {known}; or leave it empty")
         return self._classes[name]
 
-    def admit(self, *, identity: str, service: ServiceClass, prompt: int, now: float) -> Refusal | None:
-        """Whether another session with `prompt` tokens to prefill should be refused. Changes nothing."""
-        return over_quota(self._identities.get(identity, now), now) or infeasible(
-            service, prompt, self._records.values(), self.step_time
+    def admit(self, request: Request, waiting: Sequence[Request], now: float) -> Refusal | None:
+        """Whether to refuse another session, when those of `waiting` were let in but are not open yet. Changes nothing."""
+        identity = self._identities.get(request.identity, now)
+        return over_quota(identity, waiting, now) or infeasible(
+            request, waiting, self._records.values(), self.step_time
         )
 
     def open(

@@ -12,7 +12,7 @@ import asyncio
 import logging
 from dataclasses import replace
 
-from scheduler import ItemOutcome, Outcome, Plan, PlanItem, Refusal, Scheduler
+from scheduler import ItemOutcome, Outcome, Plan, PlanItem, Refusal, Request, Scheduler
 from specfleet.core.clock import Clock
 from specfleet.core.errors import InternalError, SpecfleetError
 from specfleet.core.protocol import Draft, Finished, Shadow
@@ -60,10 +60,10 @@ class BatchLoop:
         """Raises InvalidRequest where there is none of that name."""
         return self._scheduler.service_class(name)
 
-    def refusal(self, identity: str, service: ServiceClass, prompt: int) -> Refusal | None:
-        """Why a session of `prompt` tokens cannot be let in now, if so. Those that wait to be let in have yet to count."""
-        queued = sum(len(session.tokens) for session in self._arrivals)
-        return self._scheduler.admit(identity=identity, service=service, prompt=prompt + queued, now=self._clock())
+    def refusal(self, request: Request) -> Refusal | None:
+        """Why a session cannot be let in now, if so."""
+        waiting = [Request(one.identity, one.service, len(one.tokens)) for one in self._arrivals]
+        return self._scheduler.admit(request, waiting, self._clock())
 
     def submit(self, session: Session) -> None:
         """Let a session take part from the next step on; `session.opened` then has its first grant."""

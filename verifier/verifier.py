@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
 from typing import assert_never
 
+from scheduler import Request
 from specfleet.core.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -153,7 +154,6 @@ class Verifier:
             session.outbox.put_nowait(Finished(session.finished, session.usage))
             grant = LOCAL
         else:
-            self._loop.submit(session)
             grant = await session.opened
         return Opened(
             grant=grant,
@@ -187,7 +187,11 @@ class Verifier:
             round_trip_seconds=self._reported("round_trip", opening.round_trip_seconds),
         )
         room = min(self._model.context_length, self._limits.kv_tokens)
-        return Session(next(self._numbers), opening, self._model.eos_token_ids, room, identity, service)
+        session = Session(next(self._numbers), opening, self._model.eos_token_ids, room, identity, service)
+        if session.finished is None:
+            # At once: whoever asks next is to find it there.
+            self._loop.submit(session)
+        return session
 
     def _admit(self, opening: Open, identity: str, service: ServiceClass) -> None:
         """Raises Overloaded or QuotaExceeded, with a time to come back, before any work is done."""
@@ -196,7 +200,7 @@ class Verifier:
                 f"{self._loop.sessions} sessions are open, at most {self._limits.max_sessions}; come back in a second",
                 retry_after=1.0,
             )
-        refusal = self._loop.refusal(identity, service, len(opening.prompt) + len(opening.output))
+        refusal = self._loop.refusal(Request(identity, service, len(opening.prompt) + len(opening.output)))
         if refusal is not None:
             kind = QuotaExceeded if refusal.quota else Overloaded
             raise kind(refusal.reason, retry_after=refusal.retry_after)

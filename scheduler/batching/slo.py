@@ -35,6 +35,9 @@ HORIZON = 2.0
 """Steps: whoever is due within that cannot be left for the next one."""
 AHEAD = 1.05
 """Tokens out against those due by now, from which on a session stands back."""
+CATCHING_UP = 1.15
+"""Times its pace that a session which is late is to be given."""
+PROBE = 16
 PREFILL_SHARE = 4
 """One in so many of a step's tokens is kept for prefill while somebody waits for it."""
 
@@ -42,6 +45,8 @@ PREFILL_SHARE = 4
 class Slo:
     def __init__(self, view: View) -> None:
         self._view = view
+        self._lost = 0
+        """Steps in which somebody was late whose pace no step could keep, as far as is known."""
 
     def fill(self, ready: Sequence[SessionRecord], budget: StepBudget, now: float) -> None:
         if _take_all(ready, budget):
@@ -52,6 +57,8 @@ class Slo:
         required, others, prefills, ahead = step.sort(ready)
         for _, record in required:
             step.take_required(record)
+        if budget.items and self._asks(step, required):
+            return
         spare = kept_for_prefill(prefills, len(others), budget.tokens)
         left = step.take_others([record for _, record in others], spare)
         for _, record in prefills:
@@ -60,6 +67,14 @@ class Slo:
             step.take(record)
         if not budget.items:
             step.take_anything(ahead or ready)
+
+    def _asks(self, step: Step, required: Sequence[tuple[float, SessionRecord]]) -> bool:
+        """Steps that are always as full as that never show what a small one takes. So while somebody is late and no step
+        seems short enough, every PROBE-th one is left to those who are late."""
+        if step.limited or not any(record.service.tpot_seconds is not None for _, record in required):
+            return False
+        self._lost += 1
+        return self._lost % PROBE == 0
 
 
 def _take_all(ready: Sequence[SessionRecord], budget: StepBudget) -> bool:
@@ -126,23 +141,24 @@ class Step:
         """When it must have ended."""
         self._taken: set[int] = set()
 
+    @property
+    def limited(self) -> bool:
+        """Whether somebody's token can still come in time."""
+        return self._limit != math.inf
+
     def take_starved(self, ready: Sequence[SessionRecord]) -> None:
         """Whoever has waited longest goes first once it was too long, whatever else is due."""
         oldest = min(ready, key=attrgetter("ready_at", "session"))
         if self._now - oldest.ready_at > STARVED * self._typical:
-            self.take(oldest)
+            self.take(oldest, draft=0)
 
     def limit_by(self, ready: Sequence[SessionRecord]) -> None:
-        """The earliest due time that this step can still meet."""
-        end = self._end
-        self._limit = min(
-            (
-                record.due
-                for record in ready
-                if record.due != math.inf and record.due >= end + self._cost(record, record.behind)
-            ),
-            default=math.inf,
-        )
+        """The earliest time due that this step can still meet."""
+        for record in ready:
+            if record.due != math.inf:
+                due = self._due(record)
+                if self._end + self._cost(record, record.behind) <= due < self._limit:
+                    self._limit = due
 
     def sort(self, ready: Sequence[SessionRecord]) -> tuple[list[tuple[float, SessionRecord]], ...]:
         """Into: those that cannot wait, the others, prefills, and those that are ahead while somebody is late. The best of
@@ -217,6 +233,13 @@ class Step:
             self._taken.add(record.session)
             self._end += self._cost(record, tokens)
         return taken
+
+    def _due(self, record: SessionRecord) -> float:
+        """When its next token is due; of one that is late, when it comes if it is to catch up."""
+        pace = record.service.tpot_seconds
+        if pace is None or record.first_at is None:
+            return record.due
+        return max(record.due, record.ready_at + pace / CATCHING_UP)
 
     def _cost(self, record: SessionRecord, tokens: int) -> float:
         """Seconds that so many tokens of a session add to a step."""

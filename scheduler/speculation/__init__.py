@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from scheduler.speculation import fair_goodput, fixed, goodspeed, ladder, none, random, smartspec, stream
+from scheduler.speculation import awc, fair_goodput, fixed, goodspeed, ladder, none, random, smartspec, stream
 from scheduler.speculation.policy import SpeculationPolicy
 from scheduler.view import View
 from specfleet.core.errors import ConfigurationError
@@ -17,6 +17,7 @@ POLICIES: dict[str, Build] = {
     "fair-goodput": fair_goodput.build,
     "goodspeed": goodspeed.build,
     "smartspec": smartspec.build,
+    "awc": awc.build,
     "ladder": ladder.build,
     "fixed": fixed.build,
     "stream": stream.build,

@@ -79,7 +79,7 @@ class Governor:
 
     @property
     def window(self) -> float:
-        intervals = max(INTERVALS_IN_WINDOW, VERDICTS_IN_WINDOW / 2**self._size)
+        intervals = max(INTERVALS_IN_WINDOW, VERDICTS_IN_WINDOW / (1 << self._size))
         return max(SHORTEST_WINDOW, intervals * self._interval.value)
 
     def verdict(self, seconds: float) -> None:

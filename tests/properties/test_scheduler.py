@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from scheduler import ItemOutcome, Outcome, Plan, Scheduler, SchedulerConfig, SessionRecord
+from scheduler import ItemOutcome, Outcome, Plan, Request, Scheduler, SchedulerConfig, SessionRecord
 from scheduler.batching.slo import STARVED
 from scheduler.budget import pages
 from scheduler.identities import Share
@@ -21,7 +21,18 @@ from scheduler.step_time import StepProfile, StepShape
 from specfleet.core.types import LOCAL, Mode, ServiceClass
 
 PAGE = 4
-POLICIES = ("fair-goodput", "goodspeed:8", "smartspec", "ladder", "none", "fixed:1", "fixed:4", "stream:3", "random")
+POLICIES = (
+    "fair-goodput",
+    "goodspeed:8",
+    "smartspec",
+    "awc",
+    "ladder",
+    "none",
+    "fixed:1",
+    "fixed:4",
+    "stream:3",
+    "random",
+)
 BATCHING = ("slo", "fifo", "length-aware")
 CLASSES = (ServiceClass("tight", 0.1, 0.02), ServiceClass("loose", 2.0, 0.5), ServiceClass("heavy", weight=3.0))
 NAMES = ("", *(one.name for one in CLASSES))
@@ -83,7 +94,7 @@ class Events(RuleBasedStateMachine):
         cached = data.draw(st.integers(0, min((known - 1) // PAGE, self.free))) * PAGE
         for one in (self.one, self.twin):
             service = one.service_class(name)
-            refused = one.admit(identity=identity, service=service, prompt=known - cached, now=self.now)
+            refused = one.admit(Request(identity, service, known - cached), (), self.now)
             assert refused is None or refused.retry_after >= 1.0
             # Admission is the caller's to heed; whoever is let in nevertheless must do no harm.
             grant = one.open(
