@@ -81,7 +81,7 @@ def whole_grid() -> Iterator[Grid]:
 
 @pytest.mark.lossless
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("policy", (*POLICIES, "goodspeed", "smartspec", "ladder"))
+@pytest.mark.parametrize("policy", (*POLICIES, "goodspeed", "smartspec", "awc", "ladder"))
 def test_whole_grid(whole_grid: Grid, policy: str) -> None:
     """64 prompts of 64 new tokens, each with every policy and drafter, 1 and 16 at a time, greedy and seeded."""
     with fleet("--speculation", policy) as daemons:

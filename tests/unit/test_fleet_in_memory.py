@@ -15,7 +15,7 @@ from support.fleet import GREEDY, TABLE, fleet
 
 POLICIES = (
     *("none", "fixed:1", "fixed:4", "fixed:8", "stream", "stream:3", "random"),
-    *("fair-goodput", "fair-goodput:0", "goodspeed:12", "smartspec", "ladder"),
+    *("fair-goodput", "fair-goodput:0", "goodspeed:12", "smartspec", "awc", "ladder"),
 )
 
 

@@ -1,0 +1,1 @@
+"""The network of the `awc` speculation policy: scenarios, labels, training."""
