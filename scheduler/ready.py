@@ -3,16 +3,74 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Mapping
+from collections.abc import Iterator, Mapping
 
 from scheduler.types import SessionRecord
 
 
-class ReadyQueue:
-    """Sessions that a step can do something for, and those that wait for their draft until a deadline."""
+class Ready:
+    """Sessions that a step can do something for, in the order in which they became ready."""
 
     def __init__(self) -> None:
-        self._ready: dict[int, SessionRecord] = {}
+        self._records: dict[int, SessionRecord] = {}
+        self._decodes: dict[str, dict[int, SessionRecord]] = {}
+        self._prefills: dict[int, SessionRecord] = {}
+        self._targets = 0
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __iter__(self) -> Iterator[SessionRecord]:
+        return iter(self._records.values())
+
+    def __contains__(self, session: int) -> bool:
+        return session in self._records
+
+    @property
+    def targets(self) -> int:
+        """How many are of a class that promises something."""
+        return self._targets
+
+    @property
+    def prefills(self) -> Mapping[int, SessionRecord]:
+        return self._prefills
+
+    @property
+    def decodes(self) -> Mapping[str, Mapping[int, SessionRecord]]:
+        """Those with one token to decode from, by identity."""
+        return self._decodes
+
+    def add(self, record: SessionRecord) -> None:
+        """Last in the order, wherever it stood before."""
+        session = record.session
+        self.discard(session)
+        self._records[session] = record
+        self._targets += record.service.targets
+        if record.known - record.computed > 1:
+            self._prefills[session] = record
+            return
+        own = self._decodes.get(record.identity.name)
+        if own is None:
+            own = self._decodes[record.identity.name] = {}
+        own[session] = record
+
+    def discard(self, session: int) -> None:
+        record = self._records.pop(session, None)
+        if record is None:
+            return
+        self._targets -= record.service.targets
+        if self._prefills.pop(session, None) is None:
+            own = self._decodes[record.identity.name]
+            del own[session]
+            if not own:
+                del self._decodes[record.identity.name]
+
+
+class ReadyQueue:
+    """Those that are ready, and those that wait for their draft until a deadline."""
+
+    def __init__(self) -> None:
+        self._ready = Ready()
         self._waiting: dict[int, SessionRecord] = {}
         self._deadlines: list[tuple[float, int]] = []
         """A heap. An entry counts only while its session still waits for that very deadline."""
@@ -21,26 +79,27 @@ class ReadyQueue:
         """To be called whenever something has happened to the session."""
         session = record.session
         if record.waits and record.draft_deadline > now:
-            self._ready.pop(session, None)
+            self._ready.discard(session)
             self._waiting[session] = record
             heapq.heappush(self._deadlines, (record.draft_deadline, session))
             return
-        self._waiting.pop(session, None)
-        self._ready[session] = record
+        if self._waiting:
+            self._waiting.pop(session, None)
+        self._ready.add(record)
 
     def discard(self, session: int) -> None:
-        self._ready.pop(session, None)
+        self._ready.discard(session)
         self._waiting.pop(session, None)
 
-    def at(self, now: float) -> Collection[SessionRecord]:
+    def at(self, now: float) -> Ready:
         """Those that are ready now. Whoever has just stopped waiting for a draft has been ready since its deadline."""
         while self._deadlines and self._deadlines[0][0] <= now:
             record = self._expired(*heapq.heappop(self._deadlines))
             if record is not None:
                 del self._waiting[record.session]
-                self._ready[record.session] = record
+                self._ready.add(record)
                 record.ready_at = max(record.ready_at, record.draft_deadline)
-        return self._ready.values()
+        return self._ready
 
     def next_deadline(self) -> float | None:
         """When the first of those who wait for a draft stops waiting."""
@@ -54,8 +113,14 @@ class ReadyQueue:
 
     def check_integrity(self, records: Mapping[int, SessionRecord]) -> None:
         """Raises AssertionError unless everybody stands in exactly one place, and the right one."""
-        assert self._ready.keys() | self._waiting.keys() == records.keys()
-        assert not self._ready.keys() & self._waiting.keys()
+        ready = {record.session for record in self._ready}
+        assert ready | self._waiting.keys() == records.keys()
+        assert not ready & self._waiting.keys()
+        decodes = {session for own in self._ready.decodes.values() for session in own}
+        assert decodes | self._ready.prefills.keys() == ready
+        assert all(records[session].prefilling for session in self._ready.prefills)
+        assert not any(records[session].prefilling for session in decodes)
+        assert self._ready.targets == sum(records[session].service.targets for session in ready)
         known = set(self._deadlines)
         for session, record in self._waiting.items():
             assert record.waits, record

@@ -12,14 +12,14 @@ from scheduler import batching, speculation
 from scheduler.admission import Refusal, Request, infeasible, over_quota
 from scheduler.budget import StepBudget
 from scheduler.estimators import Acceptance, AcceptancePool, Smoothed
-from scheduler.identities import Identities, Share, jain
+from scheduler.identities import Identities, Identity, Share, jain
 from scheduler.ready import ReadyQueue
 from scheduler.step_time import UNPROFILED, StepProfile, StepShape, StepTimeModel
 from scheduler.types import ESTIMATE_SHARE, ItemOutcome, Outcome, Plan, PlanItem, SessionRecord
 from scheduler.view import View
 from specfleet.core.errors import InvalidRequest
 from specfleet.core.step import PAGE_SIZE
-from specfleet.core.types import BEST_EFFORT, LOCAL, Grant, ServiceClass
+from specfleet.core.types import BEST_EFFORT, LOCAL, Grant, Mode, ServiceClass
 
 PATIENCE = 4.0
 """A round waits for its draft for so many times what drafting and the way usually take."""
@@ -129,7 +129,8 @@ class Scheduler:
             draft_seconds=Smoothed(ESTIMATE_SHARE, draft_seconds),
             round_trip=Smoothed(ESTIMATE_SHARE, round_trip),
         )
-        record.schedule()
+        if service.targets:
+            record.schedule()
         self._records[session] = record
         self._grant(record, self._speculation.opened(record, now) if can_draft else LOCAL, now)
         return record.grant
@@ -170,14 +171,14 @@ class Scheduler:
 
         When nobody who is ready finds a page, the session that came last gives its pages back and waits.
         """
-        ready = list(self._queue.at(now))
-        if not ready:
+        ready = self._queue.at(now)
+        if not len(ready):
             return Plan(wake_at=self._queue.next_deadline())
         budget = StepBudget(self.config.max_step_tokens, free_pages, self.config.page_size)
         self._batching.fill(ready, budget, now)
         if budget.items:
             return Plan(tuple(budget.items), seconds=self.step_time.predict(self._shape(budget.items)))
-        return self._preempt(ready)
+        return self._preempt(list(ready))
 
     def commit(self, outcome: Outcome, now: float) -> dict[int, Grant]:
         """Learn from a step; returns the next grant of every session that got a verdict."""
@@ -185,19 +186,26 @@ class Scheduler:
         self.step_time.observe(self._shape(outcome.items), outcome.seconds)
         self._view.step_seconds.observe(outcome.seconds)
         self._speculation.stepped(outcome, now)
-        started = now - outcome.seconds
+        committed: dict[Identity, int] = {}
+        waited = served = 0.0
         for item in outcome.items:
             record = self._records.get(item.session)
             if record is None:
                 continue
-            self._view.wait_seconds.observe(started - record.ready_at)
+            waited += now - record.ready_at
+            served += 1
             record.ready_at = now
             if item.committed:
+                committed[record.identity] = committed.get(record.identity, 0) + item.committed
                 self._committed(record, item, now)
                 grants[item.session] = self._decide(record, item, now)
             else:
                 record.computed += item.fed
                 self._queue.place(record, now)
+        if served:
+            self._view.wait_seconds.observe(waited / served - outcome.seconds)
+        for identity, tokens in committed.items():
+            identity.committed(tokens, now)
         return grants
 
     @staticmethod
@@ -211,11 +219,12 @@ class Scheduler:
         record.emitted += item.committed
         if record.first_at is None:
             record.first_at = now
-        record.schedule()
-        record.acceptance.verified(item.drafted, item.accepted)
-        record.tokens_per_verdict.observe(item.committed)
-        record.verified_per_verdict.observe(1 + item.drafted)
-        record.identity.committed(item.committed, now)
+        if item.drafted:
+            record.acceptance.verified(item.drafted, item.accepted)
+        if record.service.targets:
+            record.schedule()
+            record.tokens_per_verdict.observe(item.committed)
+            record.verified_per_verdict.observe(1 + item.drafted)
 
     def _shape(self, items: Iterable[PlanItem | ItemOutcome]) -> StepShape:
         """Shape of a step, before its outcome is committed. Sessions closed meanwhile no longer say how long they were."""
@@ -236,7 +245,8 @@ class Scheduler:
 
     def _grant(self, record: SessionRecord, grant: Grant, now: float) -> None:
         record.grant = grant
-        record.draft_deadline = now + self._patience(record)
+        if grant.mode is Mode.ROUND:
+            record.draft_deadline = now + self._patience(record)
         self._queue.place(record, now)
 
     def _patience(self, record: SessionRecord) -> float:

@@ -89,7 +89,7 @@ class SessionRecord:
         return self.identity.share.weight * self.service.weight
 
     def schedule(self) -> None:
-        """Work out when the next token is due."""
+        """Work out when the next token is due. To be called where the class promises anything."""
         self.due = self.service.due(self.opened_at, self.first_at, self.emitted)
 
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
 from scheduler.batching.fifo import Fifo
 from scheduler.batching.length_aware import LengthAware
 from scheduler.batching.slo import Slo
 from scheduler.budget import StepBudget
-from scheduler.types import SessionRecord
+from scheduler.ready import Ready
 from scheduler.view import View
 from specfleet.core.errors import ConfigurationError
 
 
 class BatchingPolicy(Protocol):
-    def fill(self, ready: Sequence[SessionRecord], budget: StepBudget, now: float) -> None:
+    def fill(self, ready: Ready, budget: StepBudget, now: float) -> None:
         """Take from `ready`, who is never nobody, into `budget` what the next step shall do."""
         ...
 

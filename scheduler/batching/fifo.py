@@ -3,7 +3,7 @@ quarter of the step at least, so that neither starves the other; what prefill le
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from operator import attrgetter
 
 from scheduler.budget import StepBudget
@@ -14,7 +14,7 @@ PREFILL_SHARE = 4
 
 
 class Fifo:
-    def fill(self, ready: Sequence[SessionRecord], budget: StepBudget, now: float) -> None:
+    def fill(self, ready: Iterable[SessionRecord], budget: StepBudget, now: float) -> None:
         take_in_order(sorted(ready, key=attrgetter("ready_at", "session")), budget)
 
 

@@ -3,7 +3,7 @@ make short ones wait for its attention. The one that has waited longest sets the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from operator import attrgetter
 
 from scheduler.batching.fifo import take_in_order
@@ -12,7 +12,8 @@ from scheduler.types import SessionRecord
 
 
 class LengthAware:
-    def fill(self, ready: Sequence[SessionRecord], budget: StepBudget, now: float) -> None:
+    def fill(self, ready: Iterable[SessionRecord], budget: StepBudget, now: float) -> None:
+        ready = list(ready)
         first = min(ready, key=attrgetter("ready_at", "session"))
         order = sorted(
             ready, key=lambda one: (one is not first, abs(one.known - first.known), one.ready_at, one.session)

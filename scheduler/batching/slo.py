@@ -21,11 +21,12 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter, itemgetter
 
 from scheduler.budget import StepBudget
 from scheduler.estimators import expected_tokens
+from scheduler.ready import Ready
 from scheduler.types import SessionRecord
 from scheduler.view import View
 
@@ -48,25 +49,28 @@ class Slo:
         self._lost = 0
         """Steps in which somebody was late whose pace no step could keep, as far as is known."""
 
-    def fill(self, ready: Sequence[SessionRecord], budget: StepBudget, now: float) -> None:
-        if _take_all(ready, budget):
+    def fill(self, ready: Ready, budget: StepBudget, now: float) -> None:
+        if not ready.targets:
+            if not _take_all(ready, budget):
+                _take_in_turn(ready, budget)
             return
+        records = list(ready)
         step = Step(self._view, budget, now)
-        step.take_starved(ready)
-        step.limit_by(ready)
-        required, others, prefills, ahead = step.sort(ready)
+        step.take_starved(records)
+        step.limit_by(records)
+        required, others, prefills, ahead = step.sort(records)
         for _, record in required:
             step.take_required(record)
         if budget.items and self._asks(step, required):
             return
-        spare = kept_for_prefill(prefills, len(others), budget.tokens)
+        spare = kept_for_prefill([record for _, record in prefills], len(others), budget.tokens)
         left = step.take_others([record for _, record in others], spare)
         for _, record in prefills:
             step.take(record)
         for record in left:
             step.take(record)
         if not budget.items:
-            step.take_anything(ahead or ready)
+            step.take_anything([record for _, record in ahead] or records)
 
     def _asks(self, step: Step, required: Sequence[tuple[float, SessionRecord]]) -> bool:
         """Steps that are always as full as that never show what a small one takes. So while somebody is late and no step
@@ -77,15 +81,16 @@ class Slo:
         return self._lost % PROBE == 0
 
 
-def _take_all(ready: Sequence[SessionRecord], budget: StepBudget) -> bool:
+def _take_all(ready: Ready, budget: StepBudget) -> bool:
     """Where nothing is due and there is room for all, there is nothing to decide."""
+    room = min(budget.tokens, budget.free_pages)  # at worst each token begins a page
+    if len(ready) > room:
+        return False
     tokens = 0
     for record in ready:
         tokens += record.known - record.computed + record.drafted
-        if tokens > budget.tokens or record.due != math.inf:
+        if tokens > room:
             return False
-    if tokens > budget.free_pages:  # at worst each token begins a page
-        return False
     for record in ready:
         if record.known - record.computed > 1:
             budget.prefill(record)
@@ -94,35 +99,75 @@ def _take_all(ready: Sequence[SessionRecord], budget: StepBudget) -> bool:
     return True
 
 
-def kept_for_prefill(prefills: Sequence[tuple[float, SessionRecord]], others: int, tokens: int) -> int:
+def _take_in_turn(ready: Ready, budget: StepBudget) -> None:
+    """Where nothing is due, but not all fit: tokens by their worth, w for a session's own and w a^j for its j-th drafted one.
+
+    All sessions of an identity have its goodput, so they are taken in the order in which they became ready, and only the
+    next one of each identity has to be looked at. Its goodput falls while it waits, so nobody starves.
+    """
+    decodes = sum(map(len, ready.decodes.values()))
+    spare = kept_for_prefill(list(ready.prefills.values()), decodes, budget.tokens)
+    left = []
+    for record, tokens in in_turn(ready.decodes, budget.tokens - spare):
+        if not budget.verify(record, spare, tokens - 1):
+            left.append(record)
+    for record in list(ready.prefills.values()):
+        budget.prefill(record)
+    taken = {item.session for item in budget.items}
+    for own in ready.decodes.values():
+        for record in own.values():
+            if not budget.tokens:
+                return
+            if record.session not in taken:
+                budget.verify(record)
+
+
+def in_turn(decodes: Mapping[str, Mapping[int, SessionRecord]], tokens: int) -> Iterable[tuple[SessionRecord, int]]:
+    """Who gets how many of `tokens` tokens, by worth; the first to be given one comes first."""
+    queues = [iter(own.values()) for own in decodes.values()]
+    given: list[int] = []
+    records: list[SessionRecord] = []
+    heap: list[tuple[float, int, int]] = []
+    for number, queue in enumerate(queues):
+        _next_of(queue, number, heap, records, given)
+    heapq.heapify(heap)
+    while tokens > 0 and heap:
+        worth, place, number = heapq.heappop(heap)
+        record = records[place]
+        tokens -= 1
+        given[place] += 1
+        if given[place] <= record.offered:
+            heapq.heappush(heap, (worth * record.acceptance.rate, place, number))
+        if given[place] == 1:
+            _next_of(queues[number], number, heap, records, given, push=True)
+    return ((record, count) for record, count in zip(records, given, strict=True) if count)
+
+
+def _next_of(
+    queue: Iterator[SessionRecord],
+    number: int,
+    heap: list[tuple[float, int, int]],
+    records: list[SessionRecord],
+    given: list[int],
+    push: bool = False,
+) -> None:
+    """The next session of an identity stands for a token of its own."""
+    record = next(queue, None)
+    if record is None:
+        return
+    entry = (-record.weight / (record.identity.goodput.value or 1.0), len(records), number)
+    records.append(record)
+    given.append(0)
+    heapq.heappush(heap, entry) if push else heap.append(entry)
+
+
+def kept_for_prefill(prefills: Sequence[SessionRecord], others: int, tokens: int) -> int:
     """Tokens of the step that verification leaves to prefill: whoever waits for a first token comes before anybody's draft,
     and has a share of the step even where everybody's own tokens would fill it."""
     if not prefills:
         return 0
-    wanted = sum(record.behind for _, record in prefills)
+    wanted = sum(record.behind for record in prefills)
     return max(min(wanted, -(-tokens // PREFILL_SHARE)), min(wanted, tokens - others))
-
-
-def shares(records: Sequence[SessionRecord], tokens: int) -> list[int] | None:
-    """Tokens to take of each where a step of `tokens` cannot take all, 0 for who has to wait; None where it can.
-
-    A session's own token is worth its weight w, its j-th drafted one w a^j, which falls with j: giving tokens one by one to
-    the largest is exact.
-    """
-    if sum(1 + record.offered for record in records) <= tokens:
-        return None
-    given = [0] * len(records)
-    heap = [(-record.weight / (record.identity.goodput.value or 1.0), place) for place, record in enumerate(records)]
-    heapq.heapify(heap)
-    for _ in range(max(0, tokens)):
-        worth, place = heap[0]
-        record = records[place]
-        given[place] += 1
-        if given[place] <= record.offered:
-            heapq.heapreplace(heap, (worth * record.acceptance.rate, place))
-        else:
-            heapq.heappop(heap)
-    return given
 
 
 class Step:
@@ -204,21 +249,23 @@ class Step:
         return self._count(record, tokens, self._budget.verify(record, spare, draft))
 
     def take_others(self, records: Sequence[SessionRecord], spare: int) -> list[SessionRecord]:
-        """As many of them as fit, `spare` tokens left; returns the rest."""
-        given = shares(records, self._budget.tokens - spare)
-        if given is None:
+        """As many of them as fit, `spare` tokens left; returns the rest. `records` come by value for time; where tokens are
+        short, by worth."""
+        tokens = self._budget.tokens - spare
+        if sum(1 + record.offered for record in records) <= tokens:
             return [record for record in records if not self.take(record, spare)]
-        return [
-            record
-            for record, tokens in zip(records, given, strict=True)
-            if not tokens or not self.take(record, spare, tokens - 1)
-        ]
+        own: dict[str, dict[int, SessionRecord]] = {}
+        for record in records:
+            own.setdefault(record.identity.name, {})[record.session] = record
+        for record, count in in_turn(own, tokens):
+            self.take(record, spare, count - 1)
+        return [record for record in records if record.session not in self._taken]
 
-    def take_anything(self, records: Sequence[SessionRecord] | Sequence[tuple[float, SessionRecord]]) -> None:
+    def take_anything(self, records: Sequence[SessionRecord]) -> None:
         """Whatever the deadlines: an idle step helps nobody."""
         self._limit = math.inf
-        for one in records:
-            self.take(one[1] if isinstance(one, tuple) else one)
+        for record in records:
+            self.take(record)
 
     def _chunk(self, record: SessionRecord, behind: int) -> int:
         """Tokens of prefill for which there is time."""

@@ -36,6 +36,9 @@ LONGEST_PACED = 8
 """Longest round of a session that has a pace to keep: long ones come in bursts."""
 PRICE_SHARE = 0.1
 """What a step's new price counts against the old one: prices that jump make step times oscillate."""
+DECISIONS = 64
+"""Of the verdicts of one step so many are decided anew, the others in their turn: what is believed of a session changes
+over dozens of tokens, and a step of hundreds of sessions should not wait."""
 BETTER = 1.05
 """A change to or from ROUND must promise so much, twice in a row."""
 FASTEST_STREAM = 0.95
@@ -77,6 +80,8 @@ class Holding:
     wished: Offer
     share: float
     """What it should earn a second, were everything as it was: w X, divided by the sessions of its identity."""
+    paced: bool
+    """It has a pace to keep."""
     crossings: int = 0
 
 
@@ -106,6 +111,8 @@ class FairGoodput:
         self._drafting = 0
         """Sessions whose best way is to draft, whether they may or not."""
         self._steps = 0
+        self._turns = 1
+        """Of so many verdicts one is decided anew; the others go on as they were."""
         self._costs = Costs(view)
         self._governor = Governor()
         self.price = 0.0
@@ -116,6 +123,7 @@ class FairGoodput:
 
     def stepped(self, outcome: Outcome, now: float) -> None:
         self._costs = Costs(self._view)
+        self._turns = -(-len(outcome.items) // DECISIONS)
         load = min(BUSIEST, max(0.0, self._load))
         kappa_step = self._costs.step / (1.0 - load)
         price = kappa_step * self._earning / (1.0 + kappa_step * self._using)
@@ -137,6 +145,9 @@ class FairGoodput:
         self._governor.stepped(earned / self._shares if comparable else 0.0, len(self._view.records), comparable, now)
 
     def decided(self, record: SessionRecord, outcome: ItemOutcome, now: float) -> Grant:
+        held = self._held.get(record.session)
+        if self._turns > 1 and held is not None and (record.session + self._steps) % self._turns:
+            return self._granted(held.wished, held.paced)
         if record.interval:
             self._governor.verdict(record.interval)
         return self._choose(record, now)
@@ -159,15 +170,18 @@ class FairGoodput:
             wished = self._paced(record, now)
         else:
             wished, crossings = self._best(record, weight, held)
-        # What a class promises is not for trials; for everybody else the governor has the last word.
         offer = wished if paced or self._governor.drafting else self._local(record)
         if held is not None:
             self._count(held, -1.0)
         identity = record.identity
         share = weight * (identity.goodput.value or 1.0 / self._costs.step) / max(1, identity.sessions)
-        self._held[record.session] = fresh = Holding(offer, weight, wished, share, crossings)
+        self._held[record.session] = fresh = Holding(offer, weight, wished, share, paced, crossings)
         self._count(fresh, 1.0)
-        return offer.grant
+        return self._granted(wished, paced)
+
+    def _granted(self, wished: Offer, paced: bool) -> Grant:
+        """What a class promises is not for trials; for everybody else the governor has the last word."""
+        return wished.grant if paced or self._governor.drafting else LOCAL
 
     def _best(self, record: SessionRecord, weight: float, held: Holding | None) -> tuple[Offer, int]:
         """The offer of most value; but on the same side of ROUND as before unless the other one is clearly better, twice in a

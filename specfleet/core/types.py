@@ -149,6 +149,11 @@ class ServiceClass:
                     f"service class {self.name!r}: {field_} is {value:g}, must be a number{unit} above 0"
                 )
 
+    @property
+    def targets(self) -> bool:
+        """Whether it promises anything."""
+        return self.ttft_seconds is not None or self.tpot_seconds is not None
+
     def met(self, ttft_seconds: float, tpot_seconds: float) -> bool:
         """Whether a request with these times has got what was promised."""
         in_time = self.ttft_seconds is None or ttft_seconds <= self.ttft_seconds
