@@ -1,0 +1,143 @@
+"""What deciding costs: one `plan` and `commit` of the scheduler with 100 to 10,000 sessions, and one verdict's decision.
+
+    python benchmarks/controller.py [--steps 300]
+
+Pure Python on one core, no engine. Sessions are in whatever modes `fair-goodput` puts them in; drafts arrive for those that
+wait for them. A step takes at most 512 tokens, as the verifier's does by default, and its time grows with them, so that
+the number of verdicts in a step is what it would be. p99 over the steps after a warm-up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.common import Report, progress, table
+from scheduler import ItemOutcome, Outcome, Scheduler, SchedulerConfig
+from scheduler.step_time import StepProfile
+from specfleet.core.types import Mode, ServiceClass
+
+SIZES = (100, 1_000, 10_000)
+PROFILE = StepProfile(0.03, 2e-4, 1e-7)
+CLASSES = (ServiceClass("chat", 2.0, 0.2), ServiceClass("fast", 1.0, 0.1, weight=2.0))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--max-step-tokens", type=int, default=512)
+    arguments = parser.parse_args()
+    report = Report("controller")
+    rows = [["sessions", "classes", "verdicts a step", "plan p50", "commit p50", "both p50", "both p99"]]
+    for sessions in SIZES:
+        for classes in (False, True):
+            progress(f"{sessions} sessions{', with classes' if classes else ''}")
+            figures = Load(sessions, classes, arguments.max_step_tokens).run(arguments.steps)
+            name = f"{sessions} sessions{' with classes' if classes else ''}"
+            report.figures[name] = figures
+            rows.append(
+                [
+                    f"{sessions:,}",
+                    "mixed" if classes else "none",
+                    f"{figures['verdicts']:.0f}",
+                    *(f"{figures[key] * 1e3:.2f} ms" for key in ("plan_p50", "commit_p50", "both_p50", "both_p99")),
+                ]
+            )
+    table(rows)
+    decision = one_decision()
+    report.figures["decision_s"] = decision
+    print(f"\none verdict's decision: {decision * 1e6:.1f} microseconds")
+    for sessions, bar in ((1_000, 1e-3), (10_000, 10e-3)):
+        figure = report.figures[f"{sessions} sessions"]["both_p99"]
+        report.bar(f"plan + commit p99, {sessions} sessions", figure, bar, at_most=True)
+    report.bar("one verdict's decision", decision, 20e-6, at_most=True)
+    return report.finish()
+
+
+class Load:
+    """A scheduler with sessions, and what happens to them."""
+
+    def __init__(self, sessions: int, classes: bool, max_step_tokens: int) -> None:
+        self._rng = np.random.default_rng(0)
+        config = SchedulerConfig(
+            speculation="fair-goodput", classes=CLASSES, profile=PROFILE, max_step_tokens=max_step_tokens
+        )
+        self.scheduler = Scheduler(config)
+        names = ("", "chat", "fast") if classes else ("",)
+        for number in range(sessions):
+            known = int(self._rng.integers(50, 2000))
+            self.scheduler.open(
+                number,
+                known=known,
+                computed=known - 1,
+                can_draft=True,
+                now=0.0,
+                identity=str(number % 97),
+                service=self.scheduler.service_class(names[number % len(names)]),
+                draft_seconds=float(self._rng.uniform(0.002, 0.02)),
+                round_trip=float(self._rng.uniform(0.002, 0.05)),
+            )
+        self._records = {record.session: record for record in self.scheduler}
+        self._now = 0.0
+
+    def run(self, steps: int) -> dict[str, float]:
+        plans, commits, verdicts = [], [], []
+        gc.collect()
+        gc.freeze()
+        for step in range(steps + 50):
+            start = time.perf_counter()
+            plan = self.scheduler.plan(self._now, 10**9)
+            planned = time.perf_counter() - start
+            seconds = PROFILE.fixed + PROFILE.per_token * sum(item.tokens for item in plan.items)
+            self._now = self._now + seconds if plan.items else plan.wake_at or self._now
+            outcome = Outcome(tuple(self._outcome(item) for item in plan.items), seconds)
+            start = time.perf_counter()
+            grants = self.scheduler.commit(outcome, self._now)
+            committed = time.perf_counter() - start
+            for session, grant in grants.items():
+                if grant.mode is not Mode.LOCAL:
+                    length = grant.length if grant.mode is Mode.ROUND else min(grant.length, 4)
+                    self.scheduler.drafted(session, length, True, self._now, tokens=length, seconds=0.005 * length)
+            if step >= 50:
+                plans.append(planned)
+                commits.append(committed)
+                verdicts.append(len(grants))
+        gc.unfreeze()
+        both = np.add(plans, commits)
+        return {
+            "verdicts": float(np.mean(verdicts)),
+            "plan_p50": float(np.median(plans)),
+            "commit_p50": float(np.median(commits)),
+            "both_p50": float(np.median(both)),
+            "both_p99": float(np.percentile(both, 99)),
+        }
+
+    def _outcome(self, item: object) -> ItemOutcome:
+        accepted = min(item.draft, int(self._rng.geometric(0.3)) - 1) if item.draft else 0  # type: ignore[attr-defined]
+        return ItemOutcome(item.session, item.feed, item.draft, accepted, accepted + 1, 0)  # type: ignore[attr-defined]
+
+
+def one_decision() -> float:
+    """Median seconds of `decided` alone."""
+    load = Load(200, False, 512)
+    load.run(50)
+    policy = load.scheduler._speculation
+    record = next(iter(load.scheduler))
+    item = ItemOutcome(record.session, 1, 4, 2, 3, 0)
+    times = []
+    for _ in range(5000):
+        start = time.perf_counter()
+        policy.decided(record, item, 1e3)
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
