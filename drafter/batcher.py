@@ -40,6 +40,9 @@ class Job:
     count: int
     done: asyncio.Future[list[Guess]]
     guesses: list[Guess] = field(default_factory=list)
+    scored: int = 0
+    """Tokens at the text's end that are to be scored; then `count` is 0."""
+    matches: int | None = None
 
 
 class Line:
@@ -56,6 +59,10 @@ class Line:
     async def draft(self, text: Sequence[int], count: int) -> list[Guess]:
         """`count` tokens behind `text`; cancelling gives them up. One at a time."""
         return await self._batcher.draft(self, text, count)
+
+    async def score(self, text: Sequence[int], count: int) -> int | None:
+        """How many of the last `count` tokens of `text` the model would have chosen; None if the engine has no room."""
+        return await self._batcher.score(self, text, count)
 
     def close(self) -> None:
         self._batcher.drop(self)
@@ -95,6 +102,14 @@ class DraftBatcher:
         self._jobs.append(job)
         self._wake.set()
         return await job.done
+
+    async def score(self, line: Line, text: Sequence[int], count: int) -> int | None:
+        done: asyncio.Future[list[Guess]] = asyncio.get_running_loop().create_future()
+        job = Job(next(self._arrivals), line, list(text), 0, done, scored=count)
+        self._jobs.append(job)
+        self._wake.set()
+        await done
+        return job.matches
 
     def drop(self, line: Line) -> None:
         self._dropped.append(line)
@@ -164,11 +179,13 @@ class DraftBatcher:
     def _item(self, job: Job, feed: list[int]) -> StepItem:
         sampling = job.line.sampling
         last = len(job.line.held) + len(feed) == len(job.text)
+        if last and 0 < job.scored < len(feed):
+            return StepItem(job.line.sequence, feed, sampling, draft=job.scored, score=True)
         return StepItem(job.line.sequence, feed, sampling, sample=last, want_q=last and not sampling.match_rule)
 
     async def _run(self, jobs: Sequence[Job], items: Sequence[StepItem]) -> list[list[StepResult]]:
         """One step; or as many in a row as every job needs, while nobody waits and the pages suffice."""
-        if len(jobs) < len(self._jobs) or not all(item.sample for item in items):
+        if len(jobs) < len(self._jobs) or not all(item.sample and not item.score for item in items):
             return [[result] for result in await self._engine.step(items)]
         burst = min(MAX_BURST, *(job.count - len(job.guesses) for job in jobs))
         needed = sum(self._pages(len(job.text) + burst) - self._pages(len(job.line.held)) for job in jobs)
@@ -176,6 +193,11 @@ class DraftBatcher:
 
     def _take(self, job: Job, item: StepItem, row: Sequence[StepResult]) -> None:
         job.line.held.extend(item.tokens)
+        if job.scored:
+            if item.sample and not job.done.done():
+                job.matches = row[0].matches if item.score else None
+                job.done.set_result(job.guesses)
+            return
         for number, result in enumerate(row):
             if not result.tokens:
                 return
@@ -212,8 +234,8 @@ class DraftBatcher:
 
     def _roll_back(self, job: Job) -> None:
         line = job.line
-        # At least the last token is computed anew: its logits are what the first guess comes from.
-        keep = min(line.common(job.text), len(job.text) - 1)
+        # At least the last token is computed anew, or the one before those to be scored: its logits are what comes next.
+        keep = min(line.common(job.text), len(job.text) - 1 - job.scored)
         if keep < len(line.held):
             self._engine.truncate(line.sequence, keep)
             del line.held[keep:]

@@ -3,7 +3,7 @@
 Two activities share a `Branch`: receiving verdicts (`run`) and drafting (`_draft`). Neither waits for the other; what a
 verdict contradicts is dropped when its guesses land. The mode and length granted last decide what drafting does:
 
-    LOCAL    nothing, the verifier decodes
+    LOCAL    nothing, the verifier decodes; now and then score its text, so that it knows when drafting would pay again
     ROUND    draft the granted number, send it as one message, wait for the verdict
     STREAM   draft on from its own guesses, send as they come, up to a bound beyond the confirmed text
 """
@@ -20,11 +20,13 @@ from drafter.pace import Pace
 from drafter.speculators import Drafting, Speculator
 from specfleet.core.clock import Clock
 from specfleet.core.errors import InternalError, SpecfleetError, StreamInterrupted
-from specfleet.core.protocol import ClientStream, Draft, Finished, Open, Opened, Verdict, VerifierConnection
+from specfleet.core.protocol import ClientStream, Draft, Finished, Open, Opened, Shadow, Verdict, VerifierConnection
 from specfleet.core.types import LOCAL, FinishReason, Grant, Mode
 
 log = logging.getLogger(__name__)
 
+FIRST_SHADOW, SHADOW_EVERY, SHADOW_TOKENS = 16, 64, 16
+"""In LOCAL, after so many tokens, and every so many, the last so many are scored: one forward of a draft model each."""
 COALESCE_SECONDS = 0.004
 """In STREAM, guesses that come faster than this share a message."""
 
@@ -48,6 +50,8 @@ class DraftingSession:
         self._clock = clock
         self._observer = observer or Silent()
         self._branch = Branch([*opening.prompt, *opening.output])
+        self._shadow_at = len(self._branch.text) + FIRST_SHADOW
+        """Length of the text from which on to score it, in LOCAL."""
         self._last = len(opening.prompt) + opening.sampling.max_tokens
         self._grant: Grant = LOCAL
         self._granted_at = 0.0
@@ -144,11 +148,36 @@ class DraftingSession:
                 wanted = self._wanted()
                 if wanted > 0 and await self._extend(drafting, wanted):
                     await self._send_some(stream)
+                elif self._shadows():
+                    await self._shadow(drafting, stream)
                 else:
                     await self._send_rest(stream)
                     await self._changed.wait()
         finally:
             drafting.close()
+
+    def _shadows(self) -> bool:
+        """Whether it is time to score what the verifier has written alone."""
+        if self._grant.mode is not Mode.LOCAL or not self._opening.sampling.match_rule or self._mute:
+            return False
+        return len(self._branch.text) >= self._shadow_at
+
+    async def _shadow(self, drafting: Drafting, stream: ClientStream) -> None:
+        """Score the newest text, and report how much of it would have been guessed. Without a seed there is nothing to
+        compare: which token a model would have chosen is chance."""
+        text = list(self._branch.text)
+        self._shadow_at = len(text) + SHADOW_EVERY
+        try:
+            matches = await drafting.score(text, SHADOW_TOKENS)
+        except SpecfleetError as error:
+            log.warning("scoring failed", extra={"request_id": self._opening.request_id, "error": error.message})
+            return
+        if matches is None:
+            return
+        pace = self._pace.draft_seconds.value
+        await stream.send(
+            Shadow(position=len(text), tested=SHADOW_TOKENS, accepted=matches, draft_seconds_per_token=pace)
+        )
 
     def _wanted(self) -> int:
         """How many more tokens to guess now."""

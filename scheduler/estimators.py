@@ -19,6 +19,8 @@ SHRINKAGE = 8.0
 HALF_LIFE = 64.0
 """Tested tokens after which an observation counts half."""
 POOL_HALF_LIFE = 4096.0
+FADING = 512.0
+"""Tokens without a guess after which an observation counts half."""
 
 
 @dataclass(slots=True)
@@ -68,6 +70,13 @@ class Acceptance:
     def verified(self, drafted: int, accepted: int) -> None:
         """A round: of `drafted` verified tokens the first `accepted` were right. No drafted token, no observation."""
         self.tested(accepted, accepted + (accepted < drafted))
+
+    def untested(self, tokens: int) -> None:
+        """`tokens` went by without a guess: what is known of the session fades into what is known of all, so that whoever was
+        hopeless once is tried again."""
+        keep = 2.0 ** (-tokens / FADING)
+        self._sum.accepted *= keep
+        self._sum.tested *= keep
 
     def tested(self, accepted: int, tested: int) -> None:
         """`accepted` of `tested` guesses were right, as a drafter reports of its shadow guesses in LOCAL."""
@@ -130,6 +139,10 @@ class Goodput:
         weight = -math.expm1(-passed / self._seconds)
         self.value = self.value + weight * (rate - self.value) if self.value else rate
         self._at, self._tokens = now, 0
+
+    def at(self, now: float) -> float:
+        """The rate if nothing comes until `now`: whoever waits looks poorer and poorer."""
+        return self.value * math.exp((self._at - now) / self._seconds) if now > self._at else self.value
 
     def resume(self, now: float) -> None:
         """The time up to now does not count: nothing was asked for."""

@@ -43,7 +43,8 @@ class Ready:
     def add(self, record: SessionRecord) -> None:
         """Last in the order, wherever it stood before."""
         session = record.session
-        self.discard(session)
+        if session in self._records:
+            self.discard(session)
         self._records[session] = record
         self._targets += record.service.targets
         if record.known - record.computed > 1:

@@ -221,6 +221,8 @@ class Scheduler:
             record.first_at = now
         if item.drafted:
             record.acceptance.verified(item.drafted, item.accepted)
+        elif record.can_draft:
+            record.acceptance.untested(item.committed)
         if record.service.targets:
             record.schedule()
             record.tokens_per_verdict.observe(item.committed)

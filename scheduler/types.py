@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from scheduler.estimators import Acceptance, AcceptancePool, Smoothed
 from scheduler.identities import UNLIMITED, Identity
@@ -93,8 +94,7 @@ class SessionRecord:
         self.due = self.service.due(self.opened_at, self.first_at, self.emitted)
 
 
-@dataclass(frozen=True, slots=True)
-class PlanItem:
+class PlanItem(NamedTuple):
     """A session's share of a step: `feed` known tokens, then `draft` guesses. `sample` ends in a verdict."""
 
     session: int
@@ -118,8 +118,7 @@ class Plan:
     """With no items: when to ask again although nothing has happened."""
 
 
-@dataclass(frozen=True, slots=True)
-class ItemOutcome:
+class ItemOutcome(NamedTuple):
     """What a step did for one planned item: of `drafted` verified tokens `accepted`, `committed` new tokens in all."""
 
     session: int

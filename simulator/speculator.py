@@ -46,5 +46,12 @@ class ModelledDrafting:
             guesses.append(Guess(token))
         return guesses
 
+    async def score(self, text: Sequence[int], count: int) -> int | None:
+        own = self._speculator
+        async with own.machine:
+            await asyncio.sleep(own.draft_seconds)
+        rate = own.acceptance(asyncio.get_running_loop().time())
+        return int((own.rng.random(count) < rate).sum())
+
     def close(self) -> None:
         pass

@@ -26,6 +26,11 @@ class Drafting(Protocol):
         nothing to go by. `text` may differ from the last call's anywhere."""
         ...
 
+    async def score(self, text: Sequence[int], count: int) -> int | None:
+        """How many of the last `count` tokens of `text` it would have guessed, each from the text before it; None where it
+        cannot say."""
+        ...
+
     def close(self) -> None:
         """Give back what the generation held."""
         ...

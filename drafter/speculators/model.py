@@ -33,5 +33,8 @@ class ModelDrafting:
         count = min(count, self._context_length - len(text))
         return await self._line.draft(text, count) if count > 0 else []
 
+    async def score(self, text: Sequence[int], count: int) -> int | None:
+        return await self._line.score(text, count) if len(text) < self._context_length else None
+
     def close(self) -> None:
         self._line.close()

@@ -36,6 +36,9 @@ class NgramDrafting:
     async def draft(self, text: Sequence[int], count: int) -> list[Guess]:
         return [Guess(token, self._q(token)) for token in self._lookup(text, count)]
 
+    async def score(self, text: Sequence[int], count: int) -> int | None:
+        return sum(self._lookup(text[:at], 1) == [text[at]] for at in range(len(text) - count, len(text)))
+
     def close(self) -> None:
         self._text.clear()
 

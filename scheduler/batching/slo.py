@@ -52,7 +52,7 @@ class Slo:
     def fill(self, ready: Ready, budget: StepBudget, now: float) -> None:
         if not ready.targets:
             if not _take_all(ready, budget):
-                _take_in_turn(ready, budget)
+                self._take_in_turn(ready, budget, now)
             return
         records = list(ready)
         step = Step(self._view, budget, now)
@@ -71,6 +71,33 @@ class Slo:
             step.take(record)
         if not budget.items:
             step.take_anything([record for _, record in ahead] or records)
+
+    def _take_in_turn(self, ready: Ready, budget: StepBudget, now: float) -> None:
+        """Where nothing is due, but not all fit: tokens by their worth, w for a session's own and w a^j for its j-th drafted
+        one.
+
+        All sessions of an identity have its goodput, so they are taken in the order in which they became ready, and only the
+        next one of each identity has to be looked at. Whoever has waited longest comes first once it was too long.
+        """
+        oldest = next(iter(ready))
+        if now - oldest.ready_at > STARVED * self._view.step_seconds.value:
+            budget.prefill(oldest) if oldest.prefilling else budget.verify(oldest, draft=0)
+        decodes = sum(map(len, ready.decodes.values()))
+        spare = kept_for_prefill(list(ready.prefills.values()), decodes, budget.tokens)
+        taken = {item.session for item in budget.items}
+        for record, tokens in in_turn(ready.decodes, budget.tokens - spare, now):
+            if record.session not in taken:
+                budget.verify(record, spare, tokens - 1)
+        taken = {item.session for item in budget.items}
+        for record in ready.prefills.values():
+            if record.session not in taken:
+                budget.prefill(record)
+        for own in ready.decodes.values():
+            for record in own.values():
+                if not budget.tokens:
+                    return
+                if record.session not in taken:
+                    budget.verify(record)
 
     def _asks(self, step: Step, required: Sequence[tuple[float, SessionRecord]]) -> bool:
         """Steps that are always as full as that never show what a small one takes. So while somebody is late and no step
@@ -99,37 +126,16 @@ def _take_all(ready: Ready, budget: StepBudget) -> bool:
     return True
 
 
-def _take_in_turn(ready: Ready, budget: StepBudget) -> None:
-    """Where nothing is due, but not all fit: tokens by their worth, w for a session's own and w a^j for its j-th drafted one.
-
-    All sessions of an identity have its goodput, so they are taken in the order in which they became ready, and only the
-    next one of each identity has to be looked at. Its goodput falls while it waits, so nobody starves.
-    """
-    decodes = sum(map(len, ready.decodes.values()))
-    spare = kept_for_prefill(list(ready.prefills.values()), decodes, budget.tokens)
-    left = []
-    for record, tokens in in_turn(ready.decodes, budget.tokens - spare):
-        if not budget.verify(record, spare, tokens - 1):
-            left.append(record)
-    for record in list(ready.prefills.values()):
-        budget.prefill(record)
-    taken = {item.session for item in budget.items}
-    for own in ready.decodes.values():
-        for record in own.values():
-            if not budget.tokens:
-                return
-            if record.session not in taken:
-                budget.verify(record)
-
-
-def in_turn(decodes: Mapping[str, Mapping[int, SessionRecord]], tokens: int) -> Iterable[tuple[SessionRecord, int]]:
+def in_turn(
+    decodes: Mapping[str, Mapping[int, SessionRecord]], tokens: int, now: float
+) -> Iterable[tuple[SessionRecord, int]]:
     """Who gets how many of `tokens` tokens, by worth; the first to be given one comes first."""
     queues = [iter(own.values()) for own in decodes.values()]
     given: list[int] = []
     records: list[SessionRecord] = []
     heap: list[tuple[float, int, int]] = []
     for number, queue in enumerate(queues):
-        _next_of(queue, number, heap, records, given)
+        _next_of(queue, number, heap, records, given, now)
     heapq.heapify(heap)
     while tokens > 0 and heap:
         worth, place, number = heapq.heappop(heap)
@@ -139,7 +145,7 @@ def in_turn(decodes: Mapping[str, Mapping[int, SessionRecord]], tokens: int) -> 
         if given[place] <= record.offered:
             heapq.heappush(heap, (worth * record.acceptance.rate, place, number))
         if given[place] == 1:
-            _next_of(queues[number], number, heap, records, given, push=True)
+            _next_of(queues[number], number, heap, records, given, now, push=True)
     return ((record, count) for record, count in zip(records, given, strict=True) if count)
 
 
@@ -149,13 +155,14 @@ def _next_of(
     heap: list[tuple[float, int, int]],
     records: list[SessionRecord],
     given: list[int],
+    now: float,
     push: bool = False,
 ) -> None:
     """The next session of an identity stands for a token of its own."""
     record = next(queue, None)
     if record is None:
         return
-    entry = (-record.weight / (record.identity.goodput.value or 1.0), len(records), number)
+    entry = (-record.weight / (record.identity.goodput.at(now) or 1.0), len(records), number)
     records.append(record)
     given.append(0)
     heapq.heappush(heap, entry) if push else heap.append(entry)
@@ -257,7 +264,7 @@ class Step:
         own: dict[str, dict[int, SessionRecord]] = {}
         for record in records:
             own.setdefault(record.identity.name, {})[record.session] = record
-        for record, count in in_turn(own, tokens):
+        for record, count in in_turn(own, tokens, self._now):
             self.take(record, spare, count - 1)
         return [record for record in records if record.session not in self._taken]
 
@@ -308,5 +315,5 @@ class Step:
     def _value_for_time(self, record: SessionRecord) -> float:
         offered = record.offered
         tokens = expected_tokens(record.acceptance.rate, offered) if offered else 1.0
-        goodput = record.identity.goodput.value or 1.0 / self._typical
+        goodput = record.identity.goodput.at(self._now) or 1.0 / self._typical
         return record.weight * tokens / (goodput * self._cost(record, 1 + offered))

@@ -36,6 +36,9 @@ class StepItem:
     sample: bool = True
     q: Sequence[DraftDistribution] | None = None
     """One per drafted token; needed by the rejection rule, ignored by the match rule."""
+    score: bool = False
+    """`draft` is text that somebody else wrote: count the places where this model would have chosen the same, and keep all of
+    it. Match rule only."""
     want_q: bool = False
     """Return the distribution that the sampled token came from (a drafter of unseeded text asks for it)."""
 
@@ -45,6 +48,7 @@ class StepResult:
     """What a step did for one item.
 
     `tokens`: the accepted prefix of the draft and then one more, so `accepted + 1` of them (none with `sample=False`).
+    `matches`: where `score` asked for it; `tokens` is then the one that would follow.
     `logprobs`: the model's log-probability of each, where asked for.
     `q`: where `want_q` asked for it.
     """
@@ -53,6 +57,7 @@ class StepResult:
     tokens: tuple[int, ...] = ()
     logprobs: tuple[float, ...] | None = None
     q: DraftDistribution | None = None
+    matches: int = 0
 
 
 class Engine(Protocol):

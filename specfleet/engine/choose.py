@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import eq
 
 import torch
 
@@ -63,7 +64,11 @@ class Chooser:
         tokens = targets.tolist()
         outcomes = {}
         for choice in choices:
-            outcomes[choice.first_row] = match(tokens[choice.rows.start : choice.rows.stop], choice.draft)
+            own = tokens[choice.rows.start : choice.rows.stop]
+            # A text that is scored is kept, whatever this model thinks of it.
+            outcomes[choice.first_row] = (
+                (len(choice.draft), own[-1:]) if choice.item.score else match(own, choice.draft)
+            )
         for members, accepted, last in rejected:
             for choice, count, token in zip(members, accepted.tolist(), last.tolist(), strict=True):
                 outcomes[choice.first_row] = (count, [*choice.draft[:count], token])
@@ -74,6 +79,7 @@ class Chooser:
                 tokens=tuple(outcomes[c.first_row][1]),
                 logprobs=logprobs.get(c.first_row),
                 q=distributions.get(c.first_row),
+                matches=sum(map(eq, tokens[c.rows.start :], c.draft)) if c.item.score else 0,
             )
             for c in choices
         ]

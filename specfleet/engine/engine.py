@@ -267,6 +267,8 @@ class TorchEngine:
         end = self._pages.length(item.sequence) + len(item.tokens)
         if end > self.model.context_length:
             raise PromptTooLong(f"{name}: {end} tokens do not fit the model's context of {self.model.context_length}")
+        if item.score and not item.sampling.match_rule:
+            raise InvalidRequest(f"{name}: without a seed there is no one token that this model would have chosen")
         if not item.sample or item.want_q:
             if item.draft:
                 raise InvalidRequest(f"{name}: drafted tokens need sample=True and want_q=False")

@@ -178,7 +178,9 @@ class VerifierGauges:
         yield self._family("sessions", "Open sessions.", "state", self._gauges.sessions())
         yield self._family("queue_length", "Sessions that wait.", "kind", self._gauges.queue())
         yield self._family("kv_pages", "KV pages.", "state", self._gauges.kv_pages())
-        yield GaugeMetricFamily(f"{PREFIX}_gpu_second_price", "Weighted tokens a second is worth.", self._gauges.price())
+        yield GaugeMetricFamily(
+            f"{PREFIX}_gpu_second_price", "Weighted tokens a second is worth.", self._gauges.price()
+        )
         yield GaugeMetricFamily(f"{PREFIX}_fairness_jain", "Jain's index of goodput.", self._gauges.fairness())
         for name, value in zip(("queries", "hits"), self._gauges.prefix_cache(), strict=True):
             text = f"Prefix cache {name}, in tokens."

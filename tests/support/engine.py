@@ -110,6 +110,12 @@ class FakeEngine:
         text.extend(fed)
         if not item.sample:
             return StepResult()
+        if item.score:
+            matches = 0
+            for token in item.tokens[len(fed) :]:
+                matches += token == self.rule(text)
+                text.append(token)
+            return StepResult(item.draft, (self.rule(text),), matches=matches)
         accepted: list[int] = []
         for guess in item.tokens[len(fed) :]:
             if guess != self.rule(text):

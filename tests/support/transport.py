@@ -21,12 +21,14 @@ class Backend(Protocol):
 class MemoryStream:
     """Both ends of one stream; the server's end runs as a task."""
 
-    def __init__(self) -> None:
+    def __init__(self, seen: list[VerifyRequest]) -> None:
+        self._seen = seen
         self.up: asyncio.Queue[VerifyRequest | None] = asyncio.Queue()
         self.down: asyncio.Queue[VerifyResponse | SpecfleetError | None] = asyncio.Queue()
         self.server: asyncio.Task[None] | None = None
 
     async def send(self, message: VerifyRequest) -> None:
+        self._seen.append(message)
         self.up.put_nowait(message)
 
     async def receive(self) -> VerifyResponse | None:
@@ -60,9 +62,11 @@ class MemoryConnection:
         self.backend = backend
         self.identity = identity
         self.streams: list[MemoryStream] = []
+        self.seen: list[VerifyRequest] = []
+        """Everything drafters have sent."""
 
     async def verify(self) -> MemoryStream:
-        stream = MemoryStream()
+        stream = MemoryStream(self.seen)
         stream.server = asyncio.create_task(self._serve(stream))
         self.streams.append(stream)
         return stream

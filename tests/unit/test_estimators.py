@@ -94,3 +94,17 @@ def test_goodput_is_per_second_and_begins_at_its_first_rate() -> None:
     assert 10.0 == pytest.approx(ten.value)
     one.observe(0, 40.0)
     assert one.value < 5.0
+
+
+def test_what_is_not_tested_fades_into_the_pool() -> None:
+    """After 512 tokens without a guess an observation counts half, after thousands the session is like any other."""
+    pool = AcceptancePool()
+    rounds(Acceptance(pool), 0.8, 4, 2000, np.random.default_rng(2))
+    hopeless = Acceptance(pool)
+    for _ in range(64):
+        hopeless.tested(0, 1)
+    before = hopeless.rate
+    hopeless.untested(512)
+    assert before < hopeless.rate < 0.5 * pool.rate
+    hopeless.untested(8192)
+    assert pool.rate == pytest.approx(hopeless.rate, abs=0.01)
