@@ -194,9 +194,7 @@ class Fleet:
             async with AsyncClient(self._address) as client:
                 await client.models()
                 start = time.perf_counter()
-                replies = await asyncio.gather(
-                    *(client.generate(prompt, self._sampling) for prompt in self._eight)
-                )
+                replies = await asyncio.gather(*(client.generate(prompt, self._sampling) for prompt in self._eight))
                 seconds = time.perf_counter() - start
             self._count(replies)
             return sum(len(reply.token_ids) for reply in replies) / seconds
