@@ -208,8 +208,9 @@ class Step:
         """The earliest time due that this step can still meet."""
         for record in ready:
             if record.due != math.inf:
-                due = self._due(record)
-                if self._end + self._cost(record, record.behind) <= due < self._limit:
+                soonest = self._end + self._cost(record, record.behind)
+                due = record.due if soonest <= record.due else self._catching_up(record)
+                if soonest <= due < self._limit:
                     self._limit = due
 
     def sort(self, ready: Sequence[SessionRecord]) -> tuple[list[tuple[float, SessionRecord]], ...]:
@@ -288,12 +289,11 @@ class Step:
             self._end += self._cost(record, tokens)
         return taken
 
-    def _due(self, record: SessionRecord) -> float:
-        """When its next token is due; of one that is late, when it comes if it is to catch up."""
+    @staticmethod
+    def _catching_up(record: SessionRecord) -> float:
+        """When the next token of a session that is late should come."""
         pace = record.service.tpot_seconds
-        if pace is None or record.first_at is None:
-            return record.due
-        return max(record.due, record.ready_at + pace / CATCHING_UP)
+        return record.ready_at + pace / CATCHING_UP if pace is not None and record.first_at is not None else record.due
 
     def _cost(self, record: SessionRecord, tokens: int) -> float:
         """Seconds that so many tokens of a session add to a step."""

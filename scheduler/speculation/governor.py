@@ -104,7 +104,7 @@ class Governor:
         if last >= self._counted_from:
             self._earned += earned
             self._seconds += now - last
-        if now - self._began >= self.window and self._earned > 0.0:
+        if now - self._began >= self.window and self._earned > 0.0 and self._seconds > 0.0:
             self._end(now)
 
     def _begin(self, size: int, now: float) -> None:
