@@ -2,6 +2,7 @@
 
 acceptance rate        rate(specfleet_verifier_accepted_tokens_total[5m]) / rate(specfleet_verifier_draft_tokens_total[5m])
 mean accepted length   1 + rate(specfleet_verifier_accepted_tokens_total[5m]) / rate(specfleet_verifier_rounds_total[5m])
+step prediction error  rate(specfleet_verifier_step_relative_error_total[5m]) / rate(specfleet_verifier_step_seconds_count[5m])
 mean step              rate(specfleet_verifier_step_seconds_sum[5m]) / rate(specfleet_verifier_step_seconds_count[5m])
 """
 
@@ -79,6 +80,7 @@ class VerifierMetrics:
         self._stale = counter("stale_draft_tokens", "Drafted tokens that came too late to be of use.")
         self._step = histogram("step_seconds", "Duration of a step.", SECONDS)
         self._predicted = histogram("step_predicted_seconds", "Duration of a step as it was predicted.", SECONDS)
+        self._error = counter("step_relative_error", "Sum over steps of |predicted / actual - 1|.")
         self._sequences = histogram("batch_sequences", "Sequences in a step.", COUNTS)
         self._tokens = histogram("batch_tokens", "Tokens in a step.", COUNTS)
         self._wait = histogram("wait_seconds", "Time a ready session waited for its step.", SECONDS)
@@ -129,6 +131,8 @@ class VerifierMetrics:
     def step(self, seconds: float, predicted: float, sequences: int, tokens: int) -> None:
         self._step.observe(seconds)
         self._predicted.observe(predicted)
+        if seconds > 0.0:
+            self._error.inc(abs(predicted / seconds - 1.0))
         self._sequences.observe(sequences)
         self._tokens.observe(tokens)
 

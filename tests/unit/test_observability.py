@@ -290,6 +290,7 @@ def test_the_verifiers_events_are_counted(registry: CollectorRegistry) -> None:
         value(registry, f"{one}batch_sequences_sum"),
         value(registry, f"{one}batch_tokens_sum"),
     )
+    assert 0.25 == pytest.approx(value(registry, f"{one}step_relative_error_total"))
     assert 8.0 == value(registry, f"{one}speculation_length_sum", "")
     assert 1.0 == value(registry, f"{one}mode_switches_total", "local", "round")
     assert 1.0 == sum(series(registry, f"{one}mode_switches_total").values())

@@ -1,0 +1,101 @@
+"""How well the scheduler foretells its steps: a live verifier under mixed load, without a profile and with one.
+
+    python benchmarks/step_model.py [--requests 96]
+
+One verifier with the shipped target, a model drafter and an n-gram drafter; `specfleet bench` keeps 1 to 12 streams of
+short and long prompts going, with lengths and modes drawn at random. The figure is the mean of |predicted / actual - 1| over
+all steps after the first 200, from the verifier's own counters. Prompts are of all lengths, so prefill chunks, verification
+and decoding share steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.common import MODELS, ROOT, Report, progress, table
+from specfleet.bench.scrape import scrape
+from specfleet.cli.processes import DaemonProcess
+
+ANY = "127.0.0.1:0"
+FIRST = 200
+BAR = 0.10
+LOADS = (1, 4, 12)
+"""Streams at a time."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=96)
+    parser.add_argument("--policy", default="random")
+    parser.add_argument("--prompts", type=Path, default=ROOT.parent / "shared" / "prompts" / "spec_bench.jsonl")
+    arguments = parser.parse_args()
+    report = Report("step_model")
+    rows = [["", "steps", "mean |predicted / actual - 1|"]]
+    with tempfile.TemporaryDirectory() as folder:
+        profile = Path(folder) / "profile.json"
+        progress("measuring a profile")
+        _run("profile", "--model", str(MODELS / "tiny-target"), "--out", str(profile), "--seconds", "20")
+        for name, options in (("no profile", ()), ("profile", ("--profile", str(profile)))):
+            steps, error = _measure(arguments, name, options)
+            report.figures[name] = {"steps": steps, "mape": error}
+            rows.append([name, f"{steps:.0f}", f"{error:.1%}"])
+            report.bar(f"{name}: error after {FIRST} steps", error, BAR, at_most=True)
+    progress("")
+    table(rows)
+    return report.finish()
+
+
+def _measure(arguments: argparse.Namespace, name: str, options: tuple[str, ...]) -> tuple[float, float]:
+    with ExitStack() as stack:
+
+        def daemon(*words: str) -> DaemonProcess:
+            process = stack.enter_context(DaemonProcess(*words, "--listen", ANY, "--metrics", ANY))
+            process.wait_ready(120)
+            return process
+
+        target = ("verifier", "--model", str(MODELS / "tiny-target"), "--speculation", arguments.policy)
+        verifier = daemon(*target, *options)
+        drafters = [
+            daemon("drafter", "--model", model, "--verifier", verifier.address)
+            for model in (str(MODELS / "tiny-draft"), "ngram")
+        ]
+        servers = [word for drafter in drafters for word in ("--server", drafter.address)]
+        progress(f"{name}: the first {FIRST} steps")
+        while _counts(verifier)[0] < FIRST:
+            _bench(arguments, servers, 4, 8)
+            time.sleep(0.1)
+        steps, error = _counts(verifier)
+        for streams in LOADS:
+            progress(f"{name}: {streams} streams")
+            _bench(arguments, servers, streams, arguments.requests // len(LOADS))
+        more_steps, more_error = _counts(verifier)
+        return more_steps - steps, (more_error - error) / (more_steps - steps)
+
+
+def _counts(verifier: DaemonProcess) -> tuple[float, float]:
+    """Steps, and the sum of their relative errors."""
+    found = scrape(verifier.said("metrics"))
+    names = ("specfleet_verifier_step_seconds_count", "specfleet_verifier_step_relative_error_total")
+    steps, error = (found.total(name) or 0.0 for name in names)
+    return steps, error
+
+
+def _bench(arguments: argparse.Namespace, servers: list[str], streams: int, requests: int) -> None:
+    load = ("--concurrency", str(streams), "--requests", str(requests), "--max-tokens", "48", "--ignore-eos")
+    _run("bench", *servers, *load, "--prompts", str(arguments.prompts))
+
+
+def _run(*words: str) -> None:
+    subprocess.run([sys.executable, "-m", "specfleet.cli.main", *words], check=True, capture_output=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
