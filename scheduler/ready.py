@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterator, Mapping
 
 from scheduler.types import SessionRecord
@@ -16,6 +17,8 @@ class Ready:
         self._decodes: dict[str, dict[int, SessionRecord]] = {}
         self._prefills: dict[int, SessionRecord] = {}
         self._targets = 0
+        self._dues: list[tuple[float, int]] = []
+        """A heap. An entry counts only while its session is ready and due at that very time."""
 
     def __len__(self) -> int:
         return len(self._records)
@@ -40,6 +43,27 @@ class Ready:
         """Those with one token to decode from, by identity."""
         return self._decodes
 
+    def due_before(self, time: float, most: int) -> list[SessionRecord]:
+        """Those that are due before `time`, the first `most` of them, earliest first."""
+        found: list[SessionRecord] = []
+        while len(found) < most and self.next_due() < time:
+            _, session = heapq.heappop(self._dues)
+            if not found or found[-1].session != session:
+                found.append(self._records[session])
+        for record in found:
+            heapq.heappush(self._dues, (record.due, record.session))
+        return found
+
+    def next_due(self) -> float:
+        """When the first of them is due; infinity for never."""
+        while self._dues:
+            due, session = self._dues[0]
+            record = self._records.get(session)
+            if record is not None and record.due == due:
+                return due
+            heapq.heappop(self._dues)
+        return math.inf
+
     def add(self, record: SessionRecord) -> None:
         """Last in the order, wherever it stood before."""
         session = record.session
@@ -47,6 +71,8 @@ class Ready:
             self.discard(session)
         self._records[session] = record
         self._targets += record.service.targets
+        if record.due != math.inf:
+            heapq.heappush(self._dues, (record.due, session))
         if record.known - record.computed > 1:
             self._prefills[session] = record
             return
@@ -121,6 +147,8 @@ class ReadyQueue:
         assert decodes | self._ready.prefills.keys() == ready
         assert all(records[session].prefilling for session in self._ready.prefills)
         assert not any(records[session].prefilling for session in decodes)
+        due = sorted((records[session].due, session) for session in ready if records[session].due != math.inf)
+        assert [record.session for record in self._ready.due_before(math.inf, len(records))] == [one for _, one in due]
         assert self._ready.targets == sum(records[session].service.targets for session in ready)
         known = set(self._deadlines)
         for session, record in self._waiting.items():

@@ -6,9 +6,8 @@ that can still be met would break it, so nothing is added that makes the step so
 
 1. the one that has waited longest, once it has waited STARVED steps: so everybody is served in the end
 2. those that cannot wait for another step, earliest due first
-3. the others by value for time: expected tokens, weighted by the gradient of the identity's log goodput, per second that
-   they add. Where tokens are short, those worth most: so identities are served in turn, whatever their number of
-   streams, and of drafts the tokens likeliest to count
+3. the others, token by token, by value: the chance that it counts, weighted by the gradient of the identity's log goodput;
+   per second that it takes, where time is short. So identities are served in turn, whatever their number of streams
 4. prefill, in the time, tokens and pages that are left, of which drafts take none that it could use
 
 While somebody who could keep its pace is late, sessions that are ahead of theirs stand back (pacing). A step is never empty
@@ -21,11 +20,9 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from operator import attrgetter, itemgetter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from scheduler.budget import StepBudget
-from scheduler.estimators import expected_tokens
 from scheduler.ready import Ready
 from scheduler.types import SessionRecord
 from scheduler.view import View
@@ -50,59 +47,26 @@ class Slo:
         """Steps in which somebody was late whose pace no step could keep, as far as is known."""
 
     def fill(self, ready: Ready, budget: StepBudget, now: float) -> None:
-        if not ready.targets:
-            if not _take_all(ready, budget):
-                self._take_in_turn(ready, budget, now)
+        if not ready.targets and _take_all(ready, budget):
             return
-        records = list(ready)
         step = Step(self._view, budget, now)
-        step.take_starved(records)
-        step.limit_by(records)
-        required, others, prefills, ahead = step.sort(records)
-        for _, record in required:
+        step.take_starved(next(iter(ready)))
+        soon = ready.due_before(step.critical, budget.tokens) if ready.targets else []
+        step.limit_by(soon, ready.next_due())
+        required = [record for record in soon if step.cannot_wait(record)]
+        for record in required:
             step.take_required(record)
         if budget.items and self._asks(step, required):
             return
-        spare = kept_for_prefill([record for _, record in prefills], len(others), budget.tokens)
-        left = step.take_others([record for _, record in others], spare)
-        for _, record in prefills:
-            step.take(record)
-        for record in left:
-            step.take(record)
+        pacing = any(step.late(record) for record in soon)
+        step.take_in_turn(ready, pacing)
         if not budget.items:
-            step.take_anything([record for _, record in ahead] or records)
+            step.take_anything(ready)
 
-    def _take_in_turn(self, ready: Ready, budget: StepBudget, now: float) -> None:
-        """Where nothing is due, but not all fit: tokens by their worth, w for a session's own and w a^j for its j-th drafted
-        one.
-
-        All sessions of an identity have its goodput, so they are taken in the order in which they became ready, and only the
-        next one of each identity has to be looked at. Whoever has waited longest comes first once it was too long.
-        """
-        oldest = next(iter(ready))
-        if now - oldest.ready_at > STARVED * self._view.step_seconds.value:
-            budget.prefill(oldest) if oldest.prefilling else budget.verify(oldest, draft=0)
-        decodes = sum(map(len, ready.decodes.values()))
-        spare = kept_for_prefill(list(ready.prefills.values()), decodes, budget.tokens)
-        taken = {item.session for item in budget.items}
-        for record, tokens in in_turn(ready.decodes, budget.tokens - spare, now):
-            if record.session not in taken:
-                budget.verify(record, spare, tokens - 1)
-        taken = {item.session for item in budget.items}
-        for record in ready.prefills.values():
-            if record.session not in taken:
-                budget.prefill(record)
-        for own in ready.decodes.values():
-            for record in own.values():
-                if not budget.tokens:
-                    return
-                if record.session not in taken:
-                    budget.verify(record)
-
-    def _asks(self, step: Step, required: Sequence[tuple[float, SessionRecord]]) -> bool:
+    def _asks(self, step: Step, required: Sequence[SessionRecord]) -> bool:
         """Steps that are always as full as that never show what a small one takes. So while somebody is late and no step
         seems short enough, every PROBE-th one is left to those who are late."""
-        if step.limited or not any(record.service.tpot_seconds is not None for _, record in required):
+        if step.limited or not any(record.service.tpot_seconds is not None for record in required):
             return False
         self._lost += 1
         return self._lost % PROBE == 0
@@ -126,54 +90,59 @@ def _take_all(ready: Ready, budget: StepBudget) -> bool:
     return True
 
 
-def in_turn(
-    decodes: Mapping[str, Mapping[int, SessionRecord]], tokens: int, now: float
-) -> Iterable[tuple[SessionRecord, int]]:
-    """Who gets how many of `tokens` tokens, by worth; the first to be given one comes first."""
-    queues = [iter(own.values()) for own in decodes.values()]
-    given: list[int] = []
-    records: list[SessionRecord] = []
-    heap: list[tuple[float, int, int]] = []
-    for number, queue in enumerate(queues):
-        _next_of(queue, number, heap, records, given, now)
-    heapq.heapify(heap)
-    while tokens > 0 and heap:
-        worth, place, number = heapq.heappop(heap)
-        record = records[place]
-        tokens -= 1
-        given[place] += 1
-        if given[place] <= record.offered:
-            heapq.heappush(heap, (worth * record.acceptance.rate, place, number))
-        if given[place] == 1:
-            _next_of(queues[number], number, heap, records, given, now, push=True)
-    return ((record, count) for record, count in zip(records, given, strict=True) if count)
+class Turns:
+    """Tokens one by one to whom they are worth most: w for a session's own, w a^j for its j-th drafted one. That falls with j,
+    so this is exact.
+
+    All sessions of an identity have its goodput, so they come in the order in which they became ready, and only the next one
+    of each identity has to be looked at.
+    """
+
+    def __init__(
+        self, decodes: Mapping[str, Mapping[int, SessionRecord]], worth: Callable[[SessionRecord], float | None]
+    ) -> None:
+        """`worth` of a session's own token; None for who takes no part."""
+        self._queues = [iter(own.values()) for own in decodes.values()]
+        self._worth = worth
+        self._records: list[SessionRecord] = []
+        self._given: list[int] = []
+        self._heap: list[tuple[float, int, int]] = []
+        for number in range(len(self._queues)):
+            self._next(number)
+
+    def share_out(self, tokens: int) -> list[tuple[SessionRecord, int]]:
+        """Who gets how many of `tokens` tokens; who is given one first comes first."""
+        heap, given = self._heap, self._given
+        while tokens > 0 and heap:
+            worth, place, number = heapq.heappop(heap)
+            record = self._records[place]
+            tokens -= 1
+            given[place] += 1
+            if given[place] <= record.offered:
+                heapq.heappush(heap, (worth * record.acceptance.rate, place, number))
+            if given[place] == 1:
+                self._next(number)
+        return [(record, count) for record, count in zip(self._records, given, strict=True) if count]
+
+    def _next(self, number: int) -> None:
+        """The next session of an identity stands for a token of its own."""
+        for record in self._queues[number]:
+            worth = self._worth(record)
+            if worth is not None:
+                heapq.heappush(self._heap, (-worth, len(self._records), number))
+                self._records.append(record)
+                self._given.append(0)
+                return
 
 
-def _next_of(
-    queue: Iterator[SessionRecord],
-    number: int,
-    heap: list[tuple[float, int, int]],
-    records: list[SessionRecord],
-    given: list[int],
-    now: float,
-    push: bool = False,
-) -> None:
-    """The next session of an identity stands for a token of its own."""
-    record = next(queue, None)
-    if record is None:
-        return
-    entry = (-record.weight / (record.identity.goodput.at(now) or 1.0), len(records), number)
-    records.append(record)
-    given.append(0)
-    heapq.heappush(heap, entry) if push else heap.append(entry)
-
-
-def kept_for_prefill(prefills: Sequence[SessionRecord], others: int, tokens: int) -> int:
+def kept_for_prefill(prefills: Iterable[SessionRecord], others: int, tokens: int) -> int:
     """Tokens of the step that verification leaves to prefill: whoever waits for a first token comes before anybody's draft,
     and has a share of the step even where everybody's own tokens would fill it."""
-    if not prefills:
-        return 0
-    wanted = sum(record.behind for record in prefills)
+    wanted = 0
+    for record in prefills:
+        wanted += record.behind
+        if wanted >= tokens:
+            break
     return max(min(wanted, -(-tokens // PREFILL_SHARE)), min(wanted, tokens - others))
 
 
@@ -198,46 +167,63 @@ class Step:
         """Whether somebody's token can still come in time."""
         return self._limit != math.inf
 
-    def take_starved(self, ready: Sequence[SessionRecord]) -> None:
+    @property
+    def critical(self) -> float:
+        """Whoever is due before that cannot be left for the next step, roughly."""
+        return self._end + (HORIZON + 1.0) * self._typical
+
+    def take_starved(self, oldest: SessionRecord) -> None:
         """Whoever has waited longest goes first once it was too long, whatever else is due."""
-        oldest = min(ready, key=attrgetter("ready_at", "session"))
         if self._now - oldest.ready_at > STARVED * self._typical:
             self.take(oldest, draft=0)
 
-    def limit_by(self, ready: Sequence[SessionRecord]) -> None:
-        """The earliest time due that this step can still meet."""
-        for record in ready:
-            if record.due != math.inf:
-                soonest = self._end + self._cost(record, record.behind)
-                due = record.due if soonest <= record.due else self._catching_up(record)
-                if soonest <= due < self._limit:
-                    self._limit = due
+    def limit_by(self, soon: Sequence[SessionRecord], next_due: float) -> None:
+        """The earliest time due that this step can still meet. `soon` are those that are due first."""
+        if not soon:
+            self._limit = next_due
+        for record in soon:
+            soonest = self._end + self._cost(record, record.behind)
+            due = record.due if soonest <= record.due else self._catching_up(record)
+            if soonest <= due < self._limit:
+                self._limit = due
 
-    def sort(self, ready: Sequence[SessionRecord]) -> tuple[list[tuple[float, SessionRecord]], ...]:
-        """Into: those that cannot wait, the others, prefills, and those that are ahead while somebody is late. The best of
-        each comes first."""
-        now, critical = self._now, self._end + HORIZON * self._typical
-        late = any(self._late(record) for record in ready if record.due < now)
-        required: list[tuple[float, SessionRecord]] = []
-        others: list[tuple[float, SessionRecord]] = []
-        prefills: list[tuple[float, SessionRecord]] = []
-        ahead: list[tuple[float, SessionRecord]] = []
-        for record in ready:
-            if record.session in self._taken:
-                continue
-            behind = record.known - record.computed
-            if record.due - self._cost(record, behind - 1) < critical:
-                required.append((record.due, record))
-            elif behind > 1:
-                prefills.append((record.due, record))
-            elif late and record.due - now > self._allowance(record):
-                ahead.append((record.due, record))
-            else:
-                others.append((-self._value_for_time(record), record))
-        for group in (required, others, prefills, ahead):
-            # Sorting is stable, and who is ready came in the order of becoming so: first come first among equals.
-            group.sort(key=itemgetter(0))
-        return required, others, prefills, ahead
+    def cannot_wait(self, record: SessionRecord) -> bool:
+        return record.due - self._cost(record, record.behind - 1) < self._end + HORIZON * self._typical
+
+    def late(self, record: SessionRecord) -> bool:
+        """Late, and of a class whose pace this verifier can keep at all."""
+        pace = record.service.tpot_seconds
+        return record.due < self._now and (pace is None or pace >= self._typical)
+
+    def take_in_turn(self, ready: Ready, pacing: bool) -> None:
+        """What need not be in this step, as far as it fits: by worth; prefill; then what prefill has left."""
+
+        def worth(record: SessionRecord) -> float | None:
+            if record.session in self._taken or (pacing and record.due - self._now > self._allowance(record)):
+                return None
+            weight = record.weight / (record.identity.goodput.at(self._now) or 1.0)
+            # Where time is short, what a token takes of it counts, too.
+            return weight / self._cost(record, 1) if self.limited else weight
+
+        decodes = sum(map(len, ready.decodes.values()))
+        spare = kept_for_prefill(ready.prefills.values(), decodes, self._budget.tokens)
+        for record, tokens in Turns(ready.decodes, worth).share_out(self._budget.tokens - spare):
+            self.take(record, spare, tokens - 1)
+        for record in ready.prefills.values():
+            if self.full:
+                return
+            self.take(record)
+        for own in ready.decodes.values():
+            for record in own.values():
+                if self.full:
+                    return
+                if worth(record) is not None:
+                    self.take(record)
+
+    @property
+    def full(self) -> bool:
+        """No token more, or no time for one."""
+        return self._budget.tokens <= 0 or self._end + self._token > self._limit
 
     def take_required(self, record: SessionRecord) -> bool:
         """What cannot wait: with its draft if there is time for it, else without."""
@@ -256,23 +242,12 @@ class Step:
             return False
         return self._count(record, tokens, self._budget.verify(record, spare, draft))
 
-    def take_others(self, records: Sequence[SessionRecord], spare: int) -> list[SessionRecord]:
-        """As many of them as fit, `spare` tokens left; returns the rest. `records` come by value for time; where tokens are
-        short, by worth."""
-        tokens = self._budget.tokens - spare
-        if sum(1 + record.offered for record in records) <= tokens:
-            return [record for record in records if not self.take(record, spare)]
-        own: dict[str, dict[int, SessionRecord]] = {}
-        for record in records:
-            own.setdefault(record.identity.name, {})[record.session] = record
-        for record, count in in_turn(own, tokens, self._now):
-            self.take(record, spare, count - 1)
-        return [record for record in records if record.session not in self._taken]
-
-    def take_anything(self, records: Sequence[SessionRecord]) -> None:
+    def take_anything(self, ready: Ready) -> None:
         """Whatever the deadlines: an idle step helps nobody."""
         self._limit = math.inf
-        for record in records:
+        for record in ready:
+            if self.full:
+                return
             self.take(record)
 
     def _chunk(self, record: SessionRecord, behind: int) -> int:
@@ -300,20 +275,9 @@ class Step:
         computed = record.computed
         return tokens * (self._token + (computed + tokens) * self._pair) + computed * self._cached
 
-    def _late(self, record: SessionRecord) -> bool:
-        """Late, and of a class whose pace this verifier can keep at all."""
-        pace = record.service.tpot_seconds
-        return pace is None or pace >= self._typical
-
     def _allowance(self, record: SessionRecord) -> float:
         """How long before it is due a token of a session that stands back may come."""
         pace = record.service.tpot_seconds
         if pace is None or record.first_at is None:
             return math.inf
         return pace + (AHEAD - 1.0) * (self._now - record.first_at)
-
-    def _value_for_time(self, record: SessionRecord) -> float:
-        offered = record.offered
-        tokens = expected_tokens(record.acceptance.rate, offered) if offered else 1.0
-        goodput = record.identity.goodput.at(self._now) or 1.0 / self._typical
-        return record.weight * tokens / (goodput * self._cost(record, 1 + offered))

@@ -288,6 +288,7 @@ def test_no_addition_breaks_a_deadline_that_could_be_met(data: st.DataObject, co
         if record.computed:
             record.first_at, record.emitted, record.ready_at = 0.0, data.draw(st.integers(1, 50)), now
             record.schedule()
+            one._queue.place(record, now)
     plan = one.plan(now, 10**6)
     margin = 1.0 + one.step_time.error
 
