@@ -25,8 +25,9 @@ from specfleet.core.types import LOCAL, FinishReason, Grant, Mode
 
 log = logging.getLogger(__name__)
 
-FIRST_SHADOW, SHADOW_EVERY, SHADOW_TOKENS = 16, 64, 16
-"""In LOCAL, after so many tokens, and every so many, the last so many are scored: one forward of a draft model each."""
+FIRST_SHADOW, SHADOW_EVERY, SHADOW_TOKENS = 80, 128, 16
+"""In LOCAL, after so many tokens, and every so many, the last so many are scored: one forward of a draft model each. Short
+texts are left alone: the draft model would have to read their prompt for it."""
 COALESCE_SECONDS = 0.004
 """In STREAM, guesses that come faster than this share a message."""
 

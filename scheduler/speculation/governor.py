@@ -23,7 +23,7 @@ VERDICTS_IN_WINDOW = 64.0
 """and until there were so many verdicts of all sessions."""
 SETTLING = 0.2
 """Share of a window that is not counted: grants change with verdicts, so the last choice still echoes."""
-FIRST_TRIAL, COMMON_TRIAL, RAREST_TRIAL = 4.0, 16.0, 400.0
+FIRST_TRIAL, COMMON_TRIAL, RAREST_TRIAL = 2.0, 16.0, 400.0
 """Windows between trials: at first, where they lose little, and at most."""
 CLEAR = 0.1
 """Share of the rate from which on a trial's loss leaves no doubt."""

@@ -24,12 +24,12 @@ def reports(one: Any) -> list[Shadow]:
 @pytest.mark.asyncio
 @pytest.mark.parametrize(("speculator", "sampling"), [("model", GREEDY), ("ngram", GREEDY)])
 async def test_reports_come_while_the_verifier_writes_alone(speculator: str, sampling: SamplingParams) -> None:
-    """After 16 tokens, then every 64: each tests 16 tokens, and the model's count is that of its rule."""
+    """After 80 tokens, then every 128: each tests 16 tokens, and the model's count is that of its rule."""
     async with fleet("none", rightness=7, speculator=speculator) as one:
         prompt = [1, 2, 3]
-        sampling = SamplingParams(temperature=0.0, max_tokens=200)
+        sampling = SamplingParams(temperature=0.0, max_tokens=400)
         tokens = await asyncio.wait_for(one.generate(prompt, sampling), 20)
-        assert reference(prompt, 200) == tokens
+        assert reference(prompt, 400) == tokens
         found = reports(one)
         assert 2 <= len(found) <= 4
         text, rule = [*prompt, *tokens], drafter_rule(7)
@@ -44,7 +44,7 @@ async def test_reports_come_while_the_verifier_writes_alone(speculator: str, sam
 @pytest.mark.asyncio
 @pytest.mark.parametrize(
     ("policy", "sampling"),
-    [("fixed:4", SamplingParams(temperature=0.0, max_tokens=100)), ("none", SamplingParams(max_tokens=100))],
+    [("fixed:4", SamplingParams(temperature=0.0, max_tokens=200)), ("none", SamplingParams(max_tokens=200))],
 )
 async def test_no_reports_where_there_is_nothing_to_compare(policy: str, sampling: SamplingParams) -> None:
     """Not while drafting, which tests by itself, and not without a seed, where the chosen token is chance."""
