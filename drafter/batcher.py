@@ -161,6 +161,10 @@ class DraftBatcher:
         for job in self._jobs:
             held = len(job.line.held)
             feed = job.text[held : held + min(PREFILL_CHUNK, tokens)]
+            rest = len(job.text) - held - len(feed)
+            if 0 < rest <= job.scored:
+                # What is scored stays in one chunk, with a token before it.
+                feed = feed[: rest - job.scored - 1]
             needed = self._pages(held + len(feed)) - self._pages(held)
             if not feed or needed > pages:
                 continue
@@ -185,7 +189,7 @@ class DraftBatcher:
 
     async def _run(self, jobs: Sequence[Job], items: Sequence[StepItem]) -> list[list[StepResult]]:
         """One step; or as many in a row as every job needs, while nobody waits and the pages suffice."""
-        if len(jobs) < len(self._jobs) or not all(item.sample and not item.score for item in items):
+        if len(jobs) < len(self._jobs) or not all(item.sample for item in items) or any(job.scored for job in jobs):
             return [[result] for result in await self._engine.step(items)]
         burst = min(MAX_BURST, *(job.count - len(job.guesses) for job in jobs))
         needed = sum(self._pages(len(job.text) + burst) - self._pages(len(job.line.held)) for job in jobs)

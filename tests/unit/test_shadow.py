@@ -73,6 +73,27 @@ async def test_a_score_counts_places_and_leaves_the_line_fit_to_draft() -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize("length", [17, 18, 255, 256, 257, 265, 271, 272, 273, 280, 512, 513, 520, 528, 529])
+async def test_a_score_is_not_torn_by_chunks_of_prefill(length: int) -> None:
+    """Whatever the length of a text that the engine has not seen, all 16 places are counted, and the line and the engine agree
+    on what is held."""
+    engine = FakeEngine()
+    batcher = DraftBatcher(engine)
+    running = asyncio.create_task(batcher.run())
+    try:
+        drafting = Model(batcher, 4096).start(GREEDY)
+        text = [5, *reference([5], length - 1)]
+        assert 16 == await drafting.score(text, 16)
+        (line,) = batcher._lines.values()
+        assert line.held == text == engine.texts[line.sequence]
+        assert [target_rule(text)] == [guess.token for guess in await drafting.draft(text, 1)]
+        drafting.close()
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+@pytest.mark.asyncio
 async def test_an_ngram_drafter_scores_by_lookup() -> None:
     """A text that repeats itself would have been guessed; one that never does would not."""
     drafting = Ngram().start(GREEDY)
