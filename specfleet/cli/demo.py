@@ -50,7 +50,7 @@ class Fleet:
 
 @click.command("demo")
 @click.option("--prompt", default=PROMPTS[0], show_default=True, metavar="TEXT", help="What to go on from.")
-@click.option("--max-tokens", default=64, show_default=True, metavar="N", help="Length of each completion.")
+@click.option("--max-tokens", default=48, show_default=True, metavar="N", help="Length of each completion.")
 @click.option("--speculation", default="fair-goodput", show_default=True, metavar="POLICY", help="Speculation policy.")
 @click.option("--models", type=click.Path(path_type=Path), help="Folder with tiny-target and tiny-draft.")
 @click.option("--stay", is_flag=True, help="Leave the fleet running, with Prometheus where it is installed.")
