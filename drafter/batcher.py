@@ -16,7 +16,7 @@ from operator import attrgetter
 
 from drafter.speculators import Guess
 from specfleet.core.errors import InternalError, Overloaded, SpecfleetError
-from specfleet.core.step import Engine, StepItem, StepResult
+from specfleet.core.step import DraftEngine, StepItem, StepResult
 from specfleet.core.types import SamplingParams
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class Line:
 class DraftBatcher:
     """Runs the draft engine for all lines. `run` is one task; everything else only talks to it."""
 
-    def __init__(self, engine: Engine, max_step_tokens: int = 1024) -> None:
+    def __init__(self, engine: DraftEngine, max_step_tokens: int = 1024) -> None:
         self._engine = engine
         self._max_step_tokens = max_step_tokens
         self._numbers = itertools.count(1)

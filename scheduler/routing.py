@@ -30,6 +30,11 @@ def pressure(load: Load) -> tuple[bool, int]:
     return load.free_kv_tokens <= 0, load.queue + load.sessions
 
 
+def pressures(loads: Loads) -> dict[int, tuple[bool, int]]:
+    """Of those that can be reached."""
+    return {at: pressure(load) for at, load in enumerate(loads) if load is not None}
+
+
 class JoinShortestQueue:
     """`jsq`: the least loaded of all; of equal ones any."""
 
@@ -37,7 +42,7 @@ class JoinShortestQueue:
         self._rng = rng
 
     def choose(self, loads: Loads) -> int | None:
-        known = {at: pressure(load) for at, load in enumerate(loads) if load is not None}
+        known = pressures(loads)
         if not known:
             return None
         least = min(known.values())
@@ -52,7 +57,7 @@ class PowerOfTwoChoices:
         self._rng = rng
 
     def choose(self, loads: Loads) -> int | None:
-        known = {at: pressure(load) for at, load in enumerate(loads) if load is not None}
+        known = pressures(loads)
         if not known:
             return None
         drawn = self._rng.choice(list(known), size=min(2, len(known)), replace=False)

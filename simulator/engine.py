@@ -54,9 +54,6 @@ class ModelledEngine:
         await asyncio.sleep(seconds)
         return results
 
-    async def extend(self, items: Sequence[StepItem], count: int) -> list[list[StepResult]]:
-        raise NotImplementedError("a modelled target does not draft")
-
     def _one(self, item: StepItem) -> StepResult:
         text = self._texts[item.sequence]
         before = self._pages(len(text))

@@ -61,7 +61,7 @@ class StepResult:
 
 
 class Engine(Protocol):
-    """What the batch loop and the draft batcher need of an engine.
+    """What the batch loop needs of an engine.
 
     `step` may take long and is awaited; everything else is quick, and is called between steps only.
     """
@@ -94,6 +94,10 @@ class Engine(Protocol):
         """Run one ragged batch; results in the order of `items`. Raises before computing anything when the pages do not
         suffice: ask first with `free_pages`."""
         ...
+
+
+class DraftEngine(Engine, Protocol):
+    """What the draft batcher needs beyond that."""
 
     async def extend(self, items: Sequence[StepItem], count: int) -> list[list[StepResult]]:
         """`count` steps in a row, each feeding every item's newest token back: how a draft model writes. All items sample

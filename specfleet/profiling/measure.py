@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from specfleet.core.clock import Clock
-from specfleet.core.step import PAGE_SIZE, Engine, StepItem
+from specfleet.core.step import PAGE_SIZE, DraftEngine, StepItem
 from specfleet.core.types import SamplingParams
 from specfleet.profiling.design import MOST_NEW, SLOTS, Point, contexts, design, of_slot
 
@@ -39,7 +39,7 @@ Progress = Callable[[float], None]
 class Subject:
     """An engine, and what it does not say of itself through its interface."""
 
-    engine: Engine
+    engine: DraftEngine
     context_length: int
     vocabulary_size: int
 

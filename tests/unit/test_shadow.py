@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -14,6 +16,19 @@ from specfleet.core.protocol import Open, Shadow
 from specfleet.core.types import SamplingParams
 from support.engine import FakeEngine, drafter_rule, reference, target_rule
 from support.fleet import GREEDY, fleet
+
+
+@asynccontextmanager
+async def batching() -> AsyncIterator[tuple[FakeEngine, DraftBatcher]]:
+    """A batcher at work on a fake engine."""
+    engine = FakeEngine()
+    batcher = DraftBatcher(engine)
+    running = asyncio.create_task(batcher.run())
+    try:
+        yield engine, batcher
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
 
 
 def reports(one: Any) -> list[Shadow]:
@@ -56,10 +71,7 @@ async def test_no_reports_where_there_is_nothing_to_compare(policy: str, samplin
 @pytest.mark.asyncio
 async def test_a_score_counts_places_and_leaves_the_line_fit_to_draft() -> None:
     """Right at every place of the target's text with the target's own rule; drafting goes on behind it."""
-    engine = FakeEngine()
-    batcher = DraftBatcher(engine)
-    running = asyncio.create_task(batcher.run())
-    try:
+    async with batching() as (_, batcher):
         drafting = Model(batcher, 4096).start(GREEDY)
         text = [5, *reference([5], 60)]
         assert 16 == await drafting.score(text, 16)
@@ -67,9 +79,6 @@ async def test_a_score_counts_places_and_leaves_the_line_fit_to_draft() -> None:
         assert 16 > (await drafting.score(text, 16) or 0)
         assert [target_rule(text)] == [guess.token for guess in await drafting.draft(text, 1)]
         drafting.close()
-    finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
 
 
 @pytest.mark.asyncio
@@ -77,10 +86,7 @@ async def test_a_score_counts_places_and_leaves_the_line_fit_to_draft() -> None:
 async def test_a_score_is_not_torn_by_chunks_of_prefill(length: int) -> None:
     """Whatever the length of a text that the engine has not seen, all 16 places are counted, and the line and the engine agree
     on what is held."""
-    engine = FakeEngine()
-    batcher = DraftBatcher(engine)
-    running = asyncio.create_task(batcher.run())
-    try:
+    async with batching() as (engine, batcher):
         drafting = Model(batcher, 4096).start(GREEDY)
         text = [5, *reference([5], length - 1)]
         assert 16 == await drafting.score(text, 16)
@@ -88,9 +94,6 @@ async def test_a_score_is_not_torn_by_chunks_of_prefill(length: int) -> None:
         assert line.held == text == engine.texts[line.sequence]
         assert [target_rule(text)] == [guess.token for guess in await drafting.draft(text, 1)]
         drafting.close()
-    finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
 
 
 @pytest.mark.asyncio
