@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from drafter.batcher import DraftBatcher
 from drafter.config import DrafterConfig
+from drafter.resume import Patience
 from drafter.router import Router
 from drafter.source import Drafter
 from drafter.speculators import Speculator
@@ -60,7 +61,8 @@ async def _serve(config: DrafterConfig) -> int:
         tokenizer = tokenizer or Tokenizer.from_files(await router.tokenizer_files())
         model = await router.agree(tokenizer.vocabulary())
         speculator = _speculator(config, stack)
-        drafter = Drafter(router, speculator, tokenizer.vocabulary(), time.monotonic, observer)
+        patience = Patience(open=config.open_seconds, resume=config.resume_seconds)
+        drafter = Drafter(router, speculator, tokenizer.vocabulary(), time.monotonic, observer, patience)
         server.add_generation(TextGenerator(drafter, tokenizer, drafter=config.name or address))
         await server.start()
         stop = stop_requested()

@@ -1,8 +1,9 @@
 """Several verifiers behind one connection: each new generation opens on one of them, chosen by load.
 
 Loads are asked for when a generation opens and reported values are older than a moment, of all verifiers at once. Who does
-not answer in time is left out; who cannot be reached when a generation opens is passed over for the next. What has begun
-stays where it is.
+not answer in time is left out; who cannot be reached when a generation opens is passed over for the next. A stream that has
+begun stays where it is; when it breaks, its verifier is left out like any other that does not answer, and what goes on with
+the generation (drafter.resume) opens a new stream.
 """
 
 from __future__ import annotations
@@ -17,7 +18,14 @@ from drafter.observer import Observer, Silent
 from drafter.vocabulary import check_vocabulary
 from scheduler.routing import RoutingPolicy
 from specfleet.core.clock import Clock
-from specfleet.core.errors import ConnectionError_, DeadlineExceeded, ModelMismatch, SpecfleetError, Unavailable
+from specfleet.core.errors import (
+    Cancelled,
+    ConnectionError_,
+    DeadlineExceeded,
+    ModelMismatch,
+    SpecfleetError,
+    Unavailable,
+)
 from specfleet.core.protocol import ClientStream, Open, VerifierConnection, VerifyRequest, VerifyResponse
 from specfleet.core.types import Load, ModelInfo
 from specfleet.core.vocabulary import Vocabulary
@@ -36,6 +44,8 @@ OTHERS_SECONDS = 2.0
 """At the start: once one verifier has answered, the others have so long."""
 RETRY_SECONDS = 0.2
 UNREACHABLE = (ConnectionError_, Unavailable)
+DRAINING = (Unavailable, Cancelled)
+"""A verifier that stops says the one before it begins a generation, and the other when it ends one."""
 
 
 @dataclass(slots=True, eq=False)
@@ -211,7 +221,7 @@ class Router:
             log.warning("verifier not used", extra={"verifier": candidate.connection.target, "error": trouble})
             candidate.trouble = trouble
         if was_up and len(self._candidates) > 1:
-            self._observer.verifier_switched("unreachable")
+            self._observer.verifier_switched("draining" if isinstance(error, DRAINING) else "unreachable")
 
     async def _refresh(self) -> None:
         """Have a load of everybody that is not too old, as far as they answer."""
@@ -269,8 +279,9 @@ class _RoutedStream:
             assert self._stream is not None, "received before Open was sent"
             try:
                 message = await self._stream.receive()
-            except UNREACHABLE as error:
-                if self._answered:
+            except (*UNREACHABLE, Cancelled) as error:
+                if self._answered or isinstance(error, Cancelled):
+                    self._router.lost(self._tried[-1], error)
                     raise
                 await self._open(error)
                 continue

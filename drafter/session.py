@@ -1,4 +1,5 @@
-"""One generation on the drafter: a Verify stream, and guesses that keep ahead of it.
+"""A generation on one verifier: a Verify stream, and guesses that keep ahead of it. When the stream breaks, the session is
+over, and another one goes on (drafter.resume).
 
 Two activities share a `Branch`: receiving verdicts (`run`) and drafting (`_draft`). Neither waits for the other; what a
 verdict contradicts is dropped when its guesses land. The mode and length granted last decide what drafting does:
@@ -21,7 +22,7 @@ from drafter.speculators import Drafting, Speculator
 from specfleet.core.clock import Clock
 from specfleet.core.errors import InternalError, SpecfleetError, StreamInterrupted
 from specfleet.core.protocol import ClientStream, Draft, Finished, Open, Opened, Shadow, Verdict, VerifierConnection
-from specfleet.core.types import LOCAL, FinishReason, Grant, Mode
+from specfleet.core.types import LOCAL, Grant, Mode
 
 log = logging.getLogger(__name__)
 
@@ -69,8 +70,6 @@ class DraftingSession:
         """The verifier's messages, in order, while drafting goes on beside. Closing the iterator ends the session."""
         stream = await self._connection.verify()
         drafting = None
-        reason = FinishReason.CANCELLED
-        self._observer.session_opened()
         try:
             await stream.send(self._opening)
             opened = await self._first(stream)
@@ -78,18 +77,12 @@ class DraftingSession:
             drafting = asyncio.create_task(self._draft(stream))
             yield opened
             async for message in self._messages(stream, drafting):
-                if isinstance(message, Finished):
-                    reason = message.reason
                 yield message
-        except Exception:
-            reason = FinishReason.ERROR
-            raise
         finally:
             if drafting is not None:
                 drafting.cancel()
                 await asyncio.gather(drafting, return_exceptions=True)
             stream.cancel()
-            self._observer.session_finished(reason)
 
     async def _first(self, stream: ClientStream) -> Opened:
         opened = await stream.receive()

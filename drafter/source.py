@@ -1,4 +1,5 @@
-"""The drafter's token source: every generation becomes a drafting session with the verifier."""
+"""The drafter's token source: every generation becomes a drafting session with a verifier, and further ones should it be
+lost."""
 
 from __future__ import annotations
 
@@ -6,8 +7,11 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
 
+import numpy as np
+
 from drafter.observer import Observer, Silent
 from drafter.pace import Pace
+from drafter.resume import Generation, Patience
 from drafter.session import DraftingSession
 from drafter.speculators import Speculator
 from specfleet.core.clock import Clock
@@ -26,7 +30,10 @@ class Drafter:
         vocabulary: Vocabulary,
         clock: Clock,
         observer: Observer | None = None,
+        patience: Patience | None = None,
+        rng: np.random.Generator | None = None,
     ) -> None:
+        """`rng`: for pauses before a generation that lost its verifier goes on."""
         self._connection = connection
         self._speculator = speculator
         self._digest = vocabulary.digest()
@@ -34,6 +41,8 @@ class Drafter:
         self._observer = observer or Silent()
         self._model: ModelInfo | None = None
         self._pace = Pace()
+        self._patience = patience or Patience()
+        self._rng = rng or np.random.default_rng()
 
     async def model(self) -> ModelInfo:
         """The target, asked for once: should the verifier come back with another one, `Open` is refused."""
@@ -43,15 +52,10 @@ class Drafter:
 
     async def run(self, opening: Open) -> AsyncIterator[VerifyResponse]:
         """The verifier's messages for one generation, while the speculator guesses ahead."""
-        opening = replace(
-            opening,
-            vocabulary_digest=self._digest,
-            can_draft=True,
-            draft_seconds_per_token=self._pace.draft_seconds.value,
-        )
-        session = DraftingSession(opening, self._connection, self._speculator, self._clock, self._observer, self._pace)
+        opening = replace(opening, vocabulary_digest=self._digest, can_draft=True)
+        generation = Generation(opening, self._session, self._patience, self._clock, self._rng, self._observer)
         start, last = self._clock(), 0.0
-        async with aclosing(session.run()) as messages:
+        async with aclosing(generation.run()) as messages:
             async for message in messages:
                 if isinstance(message, Verdict):
                     now = self._clock()
@@ -61,3 +65,7 @@ class Drafter:
                         self._observer.first_token(now - start)
                     last = now
                 yield message
+
+    def _session(self, opening: Open) -> DraftingSession:
+        opening = replace(opening, draft_seconds_per_token=self._pace.draft_seconds.value)
+        return DraftingSession(opening, self._connection, self._speculator, self._clock, self._observer, self._pace)

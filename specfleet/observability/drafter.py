@@ -14,7 +14,7 @@ from specfleet.observability.registry import SECONDS, build_info
 PREFIX = "specfleet_drafter"
 SPECULATORS = ("model", "ngram")
 DISCARDS = ("contradicted", "overtaken")
-SWITCHES = ("unreachable",)
+SWITCHES = ("unreachable", "draining")
 
 
 class DrafterMetrics:
@@ -37,6 +37,9 @@ class DrafterMetrics:
         self._mode = counter("mode_seconds", "Time spent in each mode.", "mode")
         self._switches = counter(
             "verifier_switches", "Times that a verifier was left and generations went to others.", "reason"
+        )
+        self._resumes = counter(
+            "resumes", "Generations that went on with another session after they lost their verifier."
         )
         self._sessions = Gauge(f"{PREFIX}_sessions", "Open sessions.", registry=registry)
         for reason in FinishReason:
@@ -81,3 +84,6 @@ class DrafterMetrics:
 
     def verifier_switched(self, reason: str) -> None:
         self._switches.labels(reason).inc()
+
+    def resumed(self) -> None:
+        self._resumes.inc()

@@ -111,7 +111,8 @@ DRAFTER_COUNTERS: dict[str, tuple[set[str], int]] = {
     "drafted_tokens_total": ({"speculator"}, 2),
     "discarded_tokens_total": ({"reason"}, 2),
     "mode_seconds_total": ({"mode"}, 3),
-    "verifier_switches_total": ({"reason"}, 1),
+    "verifier_switches_total": ({"reason"}, 2),
+    "resumes_total": (set(), 1),
 }
 DRAFTER_HISTOGRAMS = (
     "draft_step_seconds",
@@ -312,6 +313,7 @@ def test_the_drafters_events_are_counted(registry: CollectorRegistry) -> None:
     metrics.first_token(0.2)
     metrics.tokens(3, 0.06)
     metrics.verifier_switched("unreachable")
+    metrics.resumed()
     one = "specfleet_drafter_"
     assert 1.0 == value(registry, f"{one}sessions")
     assert 1.0 == value(registry, f"{one}requests_total", "length")
@@ -325,6 +327,7 @@ def test_the_drafters_events_are_counted(registry: CollectorRegistry) -> None:
     assert 3.0 == value(registry, f"{one}time_per_output_token_seconds_count")
     assert 0.06 == pytest.approx(value(registry, f"{one}time_per_output_token_seconds_sum"))
     assert 1.0 == value(registry, f"{one}verifier_switches_total", "unreachable")
+    assert 1.0 == value(registry, f"{one}resumes_total")
 
 
 # --- the gRPC server -------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from drafter.router import FRESH_SECONDS, Router
 from scheduler import routing
 from specfleet.core.config import load
 from specfleet.core.errors import (
+    Cancelled,
     ConfigurationError,
     ConnectionError_,
     InvalidRequest,
@@ -185,15 +186,15 @@ async def test_round_robin_takes_turns() -> None:
         assert taken[:2] * 3 == taken and {"a:1", "b:1"} == set(taken)
 
 
-@pytest.mark.parametrize("away", [gone(), Unavailable("draining")])
+@pytest.mark.parametrize(("away", "reason"), [(gone(), "unreachable"), (Unavailable("draining"), "draining")])
 @pytest.mark.asyncio
-async def test_a_verifier_that_is_lost_is_passed_over(away: SpecfleetError) -> None:
+async def test_a_verifier_that_is_lost_is_passed_over(away: SpecfleetError, reason: str) -> None:
     """Found out at opening: the generation goes to the other, and the switch is counted once, not per generation."""
     async with routed(Verifier("a:1", sessions=5), Verifier("b:1")) as fleet:
         assert "b:1" == await fleet.open()
         fleet.verifiers[1].away = away
         assert ["a:1"] * 3 == await fleet.many(3)
-        assert ["unreachable"] == fleet.switches.reasons
+        assert [reason] == fleet.switches.reasons
 
 
 @pytest.mark.asyncio
@@ -255,6 +256,20 @@ async def test_what_has_begun_stays_where_it_is() -> None:
         with pytest.raises(ConnectionError_):
             await stream.receive()
         assert 1 == sum(len(one.openings) for one in fleet.verifiers)
+
+
+@pytest.mark.parametrize(("breaks", "reason"), [(gone(), "unreachable"), (Cancelled("time is up"), "draining")])
+@pytest.mark.asyncio
+async def test_where_a_stream_broke_nothing_is_opened_next(breaks: SpecfleetError, reason: str) -> None:
+    """Its verifier is left out at once, without waiting for its load; so what goes on does so elsewhere."""
+    async with routed(Verifier("a:1", breaks=breaks), Verifier("b:1", sessions=9)) as fleet:
+        stream = await fleet.router.verify()
+        await stream.send(OPENING)
+        assert isinstance(await stream.receive(), Opened)
+        with pytest.raises(type(breaks)):
+            await stream.receive()
+        assert ["b:1"] * 3 == await fleet.many(3)
+        assert [reason] == fleet.switches.reasons
 
 
 @pytest.mark.asyncio
