@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -162,7 +163,9 @@ class User:
         self._warm_up = warm_up
         rate = spec.acceptance
         acceptance = rate if callable(rate) else lambda now: rate
-        self._speculator = ModelledSpeculator(acceptance, spec.draft_seconds, rng)
+        self._speculator = ModelledSpeculator(
+            acceptance, spec.draft_seconds, random.Random(int(rng.integers(2**63))), shared=spec.streams > 1
+        )
         self._connection = Connection(verifier, spec.identity or f"client-{number}", lambda: spec.round_trip / 2.0)
         self._pace = Pace()
 

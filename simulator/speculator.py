@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from drafter.speculators import Guess
-from simulator.text import VOCABULARY, next_token
+from simulator.text import VOCABULARY, Truth
 from specfleet.core.types import SamplingParams
+
+GUESSES = tuple(Guess(token) for token in range(VOCABULARY))
+LONGEST_BRANCH = 512
+"""Guesses beyond the confirmed text that a drafter may have; more than any policy grants."""
 
 
 class ModelledSpeculator:
@@ -18,40 +21,94 @@ class ModelledSpeculator:
     name = "model"
     stride = 1
 
-    def __init__(self, acceptance: Callable[[float], float], draft_seconds: float, rng: np.random.Generator) -> None:
-        """`acceptance` by time: the chance that a guess is right, given that those before it are."""
+    def __init__(
+        self,
+        acceptance: Callable[[float], float],
+        draft_seconds: float,
+        rng: random.Random,
+        *,
+        shared: bool = True,
+        cold_start: float = 0.0,
+    ) -> None:
+        """`acceptance` by time: the chance that a guess is right, given that those before it are. `shared`: more than one
+        generation at a time may draft here. `cold_start`: seconds that the first draft of all takes longer."""
         self.acceptance = acceptance
         self.draft_seconds = draft_seconds
         self.rng = rng
-        self.machine = asyncio.Lock()
+        self.drafted = 0
+        """Tokens, those included that nobody waited for any more."""
+        self.seconds = 0.0
+        """Spent on them, and on scoring."""
+        self._warming = cold_start
+        self._machine = asyncio.Lock() if shared else None
 
     def start(self, sampling: SamplingParams) -> ModelledDrafting:
         return ModelledDrafting(self)
 
+    async def work(self, tokens: int) -> None:
+        """The machine's time for so many tokens. Whoever leaves in the middle has drafted what was finished by then."""
+        if self._machine is None:
+            await self._spend(tokens)
+        else:
+            async with self._machine:
+                await self._spend(tokens)
+
+    async def _spend(self, tokens: int) -> None:
+        seconds = tokens * self.draft_seconds + self._warming
+        warming, self._warming = self._warming, 0.0
+        clock = asyncio.get_running_loop().time
+        start = clock()
+        try:
+            await asyncio.sleep(seconds)
+        except asyncio.CancelledError:
+            spent = clock() - start
+            self.seconds += spent
+            self.drafted += min(tokens, int(max(0.0, spent - warming) / self.draft_seconds))
+            raise
+        self.seconds += seconds
+        self.drafted += tokens
+
+    async def read(self) -> None:
+        """The machine's time for one forward pass over text that somebody else wrote."""
+        if self._machine is None:
+            await asyncio.sleep(self.draft_seconds)
+        else:
+            async with self._machine:
+                await asyncio.sleep(self.draft_seconds)
+        self.seconds += self.draft_seconds
+
 
 class ModelledDrafting:
+    __slots__ = ("_speculator", "_truth")
+
     def __init__(self, speculator: ModelledSpeculator) -> None:
         self._speculator = speculator
+        self._truth: Truth | None = None
 
     async def draft(self, text: Sequence[int], count: int) -> list[Guess]:
-        own = self._speculator
-        believed, guesses = list(text), []
-        async with own.machine:
-            await asyncio.sleep(count * own.draft_seconds)
-        rate = own.acceptance(asyncio.get_running_loop().time())
-        for lucky in own.rng.random(count) < rate:
-            token = next_token(believed)
-            token = token if lucky else (token + 1) % VOCABULARY
-            believed.append(token)
-            guesses.append(Guess(token))
+        own, end = self._speculator, len(text)
+        if self._truth is None:
+            self._truth = Truth(text)  # nothing was guessed yet, so all of it is confirmed
+        await own.work(count)
+        truth = self._truth
+        known = max(truth.start, end - LONGEST_BRANCH)
+        right = list(text[known:]) == truth.between(known, end)
+        rate, chance = own.acceptance(asyncio.get_running_loop().time()), own.rng.random
+        guesses = []
+        for token in truth.between(end, end + count):
+            if right and chance() >= rate:
+                right = False
+                token += 1
+            elif not right:  # behind a wrong guess any token will do; sometimes it is the right one
+                token += 7 if chance() >= rate else 0
+            guesses.append(GUESSES[token % VOCABULARY])
         return guesses
 
     async def score(self, text: Sequence[int], count: int) -> int | None:
         own = self._speculator
-        async with own.machine:
-            await asyncio.sleep(own.draft_seconds)
+        await own.read()
         rate = own.acceptance(asyncio.get_running_loop().time())
-        return int((own.rng.random(count) < rate).sum())
+        return sum(own.rng.random() < rate for _ in range(count))
 
     def close(self) -> None:
         pass
