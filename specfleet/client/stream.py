@@ -6,13 +6,14 @@ import asyncio
 import math
 import random
 import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
-from specfleet.client.connection import Connection, GenerateCall
 from specfleet.client.reply import Reply, Timing
+from specfleet.core.clock import Clock
 from specfleet.core.errors import (
     Cancelled,
     ConnectionError_,
@@ -23,7 +24,7 @@ from specfleet.core.errors import (
     StreamInterrupted,
     Unavailable,
 )
-from specfleet.core.generation import Completed, GenerationRequest, Started, Tokens
+from specfleet.core.generation import Completed, Event, GenerationRequest, Started, Tokens
 from specfleet.core.types import FinishReason, Speculation, Usage
 
 MOVABLE = (ConnectionError_, Unavailable, StreamInterrupted, Cancelled)
@@ -56,6 +57,28 @@ class Patience:
         return min(self.connect, self.timeout)
 
 
+class Call(Protocol):
+    """One attempt at a generation."""
+
+    async def next(self) -> Event | None:
+        """The next event, None at the end. Raises the typed error of a call that failed."""
+        ...
+
+    def cancel(self) -> None: ...
+
+
+class Server(Protocol):
+    """Who may serve a generation; `specfleet.client.connection.Connection` over gRPC."""
+
+    target: str
+    failed_at: float
+    """When a generation last failed here, by the stream's clock."""
+
+    async def generate(self, request: GenerationRequest, *, connect_within: float, within: float) -> Call:
+        """Begin a generation that ends `within` so many seconds. Raises ConnectionError_ when nothing listens."""
+        ...
+
+
 class AsyncStream:
     """Iterate for `Tokens`; afterwards `usage`, `speculation`, `finish_reason`, `timing`, `reply`.
 
@@ -63,7 +86,15 @@ class AsyncStream:
     behind the tokens that came. Without a seed the continuation is a fresh sample of the same distribution.
     """
 
-    def __init__(self, servers: list[Connection], request: GenerationRequest, patience: Patience) -> None:
+    def __init__(
+        self,
+        servers: Sequence[Server],
+        request: GenerationRequest,
+        patience: Patience,
+        clock: Clock = time.perf_counter,
+        jitter: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        """`clock` and `jitter` (a number between two) are given where time and chance are not the machine's."""
         self.request = request
         self.server = Started(request.request_id)
         self.finish_reason: FinishReason | None = None
@@ -72,11 +103,13 @@ class AsyncStream:
         """Totals of the stream that completed; `resumes` counts the ones before it."""
         self._servers = servers
         self._patience = patience
+        self._clock = clock
+        self._jitter = jitter
         self._usage: Usage | None = None
         self._token_ids: list[int] = []
         self._logprobs: list[float] = []
         self._text: list[str] = []
-        self._call: GenerateCall | None = None
+        self._call: Call | None = None
         self._tail: Tokens | None = None
         self._failures = 0
         self._resumes = 0
@@ -145,7 +178,7 @@ class AsyncStream:
 
     @property
     def timing(self) -> Timing:
-        now = time.perf_counter() if self._ended is None else self._ended
+        now = self._clock() if self._ended is None else self._ended
         begun = now if self._begun is None else self._begun
         first = now if self._first is None else self._first
         total, ttft, more = now - begun, first - begun, len(self._token_ids) - 1
@@ -190,10 +223,10 @@ class AsyncStream:
                 await self._move(StreamInterrupted("the server ended the stream before the text was finished"))
         return None
 
-    async def _attempt(self) -> GenerateCall:
+    async def _attempt(self) -> Call:
         self._check_cancelled()
         if self._begun is None:
-            self._begun = time.perf_counter()
+            self._begun = self._clock()
         if self._token_ids:
             # Named, so that a server with another model refuses instead of going on in other words.
             self.request = replace(
@@ -206,12 +239,12 @@ class AsyncStream:
         return call
 
     @property
-    def _server(self) -> Connection:
+    def _server(self) -> Server:
         return self._servers[self._failures % len(self._servers)]
 
     async def _move(self, error: SpecfleetError) -> None:
         """After a failed attempt: return to try the next server, or raise when there is no point any more."""
-        now = time.perf_counter()
+        now = self._clock()
         self._server.failed_at = now
         self._call = self._tail = None
         self._failures += 1
@@ -225,7 +258,7 @@ class AsyncStream:
         elif rounds > self._patience.retries:
             raise self._unreachable(error) from error
         if place == 0:
-            pause = min(_FIRST_PAUSE * 2 ** (rounds - 1), _LONGEST_PAUSE) * random.uniform(0.5, 1.0)
+            pause = min(_FIRST_PAUSE * 2 ** (rounds - 1), _LONGEST_PAUSE) * self._jitter(0.5, 1.0)
             await self._pause(min(max(pause, error.retry_after or 0.0), self._left()))
 
     async def _pause(self, seconds: float) -> None:
@@ -247,7 +280,7 @@ class AsyncStream:
             self._tail = event
             return None
         if self._first is None:
-            self._first = time.perf_counter()
+            self._first = self._clock()
         self._failures %= len(self._servers)  # stay with this server, with fresh patience
         self._broke = None
         return self._take(event)
@@ -271,14 +304,14 @@ class AsyncStream:
     def _finish(self, reason: FinishReason) -> None:
         if self.finish_reason is None:
             self.finish_reason = reason
-            self._ended = time.perf_counter()
+            self._ended = self._clock()
         call, self._call = self._call, None
         if call is not None:
             call.cancel()
 
     def _left(self) -> float:
         """Seconds until the deadline. Raises DeadlineExceeded after it."""
-        left = (self._begun or 0.0) + self._patience.timeout - time.perf_counter()
+        left = (self._begun or 0.0) + self._patience.timeout - self._clock()
         if left <= 0:
             raise self._out_of_time()
         return left
