@@ -4,13 +4,33 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from zlib import crc32
 
 from scheduler.step_time import StepShape
-from simulator.text import next_token
-from specfleet.core.errors import InternalError
+from simulator.pages import Held, PagePool
+from simulator.text import ID_BYTES, VOCABULARY, follow
 from specfleet.core.step import PAGE_SIZE, StepItem, StepResult
 
-StepSeconds = Callable[[StepShape], float]
+
+@dataclass(frozen=True, slots=True)
+class BatchShape(StepShape):
+    """What the scheduler's model of a step looks at, and how many sequences it has."""
+
+    sequences: int = 0
+
+
+StepSeconds = Callable[[BatchShape], float]
+NOTHING = StepResult()
+
+
+class _Sequence:
+    __slots__ = ("held", "state", "text")
+
+    def __init__(self, held: Held, cached: Sequence[int]) -> None:
+        self.held = held
+        self.text = list(cached)
+        self.state = follow(cached)
 
 
 class ModelledEngine:
@@ -18,62 +38,83 @@ class ModelledEngine:
 
     page_size = PAGE_SIZE
 
-    def __init__(self, step_seconds: StepSeconds, total_pages: int = 1_000_000) -> None:
+    def __init__(self, step_seconds: StepSeconds, total_pages: int = 1_000_000, *, prefix_cache: bool = False) -> None:
         self.total_pages = total_pages
         self.busy_seconds = 0.0
         self.steps = 0
+        self.pages = PagePool(total_pages, self.page_size, prefix_cache)
         self._step_seconds = step_seconds
-        self._texts: dict[int, list[int]] = {}
-        self._used = 0
+        self._sequences: dict[int, _Sequence] = {}
 
     @property
     def free_pages(self) -> int:
-        return self.total_pages - self._used
+        return self.pages.free
+
+    @property
+    def open_sequences(self) -> int:
+        return len(self._sequences)
 
     def open(self, sequence: int, tokens: Sequence[int]) -> int:
-        self._texts[sequence] = []
-        return 0
+        held = self.pages.open(tuple(tokens))
+        self._sequences[sequence] = _Sequence(held, tokens[: held.length])
+        return held.length
 
     def truncate(self, sequence: int, length: int) -> None:
-        text = self._texts[sequence]
-        self._used -= self._pages(len(text)) - self._pages(length)
-        del text[length:]
+        own = self._sequences[sequence]
+        del own.text[length:]
+        own.state = follow(own.text)
+        self.pages.resize(own.held, length)
 
     def close(self, sequence: int) -> None:
-        self._used -= self._pages(len(self._texts.pop(sequence)))
+        self.pages.close(self._sequences.pop(sequence).held)
 
     async def step(self, items: Sequence[StepItem]) -> list[StepResult]:
-        seconds = self._step_seconds(
-            StepShape.of((len(item.tokens), len(self._texts[item.sequence])) for item in items)
-        )
+        seconds = self._step_seconds(self._shape(items))
         results = [self._one(item) for item in items]
-        if self._used > self.total_pages:
-            raise InternalError(f"{self._used} pages are used of {self.total_pages}")
         self.busy_seconds += seconds
         self.steps += 1
         await asyncio.sleep(seconds)
         return results
 
+    def _shape(self, items: Sequence[StepItem]) -> BatchShape:
+        tokens = cached = pairs = 0
+        for item in items:
+            new, old = len(item.tokens), len(self._sequences[item.sequence].text)
+            tokens += new
+            cached += old
+            pairs += new * (old + new)
+        return BatchShape(tokens, cached, pairs, len(items))
+
     def _one(self, item: StepItem) -> StepResult:
-        text = self._texts[item.sequence]
-        before = self._pages(len(text))
-        fed = len(item.tokens) - item.draft
-        text.extend(item.tokens[:fed])
-        result = self._verify(text, item.tokens[fed:]) if item.sample else StepResult()
-        self._used += self._pages(len(text)) - before
+        own = self._sequences[item.sequence]
+        text, given = own.text, item.tokens
+        fed = len(given) - item.draft
+        if fed == 1:
+            text.append(given[0])
+            own.state = crc32(ID_BYTES[given[0]], own.state)
+        else:
+            text.extend(given[:fed])
+            own.state = follow(given[:fed], own.state)
+        result = self._verify(own, given[fed:]) if item.sample else NOTHING
+        held = own.held
+        # Most steps stay within the last page.
+        if len(text) > -(-held.length // PAGE_SIZE) * PAGE_SIZE or len(held.shared) * PAGE_SIZE < len(held.prompt):
+            self.pages.resize(held, len(text))
+        else:
+            held.length = len(text)
         return result
 
     @staticmethod
-    def _verify(text: list[int], draft: Sequence[int]) -> StepResult:
+    def _verify(own: _Sequence, draft: Sequence[int]) -> StepResult:
+        text, state = own.text, own.state
         accepted = []
-        own = next_token(text)
+        token = state % VOCABULARY
         for guess in draft:
-            if guess != own:
+            if guess != token:
                 break
-            text.append(guess)
-            accepted.append(guess)
-            own = next_token(text)
-        return StepResult(len(accepted), (*accepted, own))
-
-    def _pages(self, tokens: int) -> int:
-        return -(-tokens // self.page_size)
+            accepted.append(token)
+            state = crc32(ID_BYTES[token], state)
+            token = state % VOCABULARY
+        text.extend(accepted)
+        own.state = state
+        return StepResult(len(accepted), (*accepted, token))
