@@ -18,8 +18,8 @@ from specfleet.wire.channel import OPTIONS, check_target
 SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     *OPTIONS,
     # Accept the pings that our clients send (channel.py), even on an idle connection.
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
     # A port in use is an error, not a second listener.
     ("grpc.so_reuseport", 0),
 )
