@@ -22,7 +22,7 @@ from pydantic import (
 from scheduler.routing import DEFAULT as DEFAULT_ROUTING
 from scheduler.routing import POLICIES as ROUTING
 from simulator.baselines import Policy, policy
-from simulator.distributions import Distribution, constant
+from simulator.distributions import Distribution, Drawn, constant
 from simulator.machine import CARDS, MODELS, Machine, Parallel, Roofline, Shape, Terms, load_profile
 from specfleet.core.config import nearest
 from specfleet.core.errors import ConfigurationError
@@ -332,14 +332,14 @@ class Simulation(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Simulation:
         if self.warm_up >= self.duration:
-            raise ValueError(f"a warm_up ({self.warm_up:g}) shorter than the duration ({self.duration:g})")
+            raise ValueError(f"warm_up is {self.warm_up:g}, must be shorter than the duration, {self.duration:g}")
         used = [(f"tiers.{name}.service_class", tier.service_class) for name, tier in self.tiers.items()]
         used += [("workload.classes", name) for name in self.workload.classes]
         used += [("capacity.service_class", self.capacity.service_class or "")] if self.capacity else []
         for where, name in used:
             if name and name not in self.classes:
-                there = f"one of {', '.join(self.classes)}" if self.classes else "none, for there are no classes"
-                raise ValueError(f"{where} {there}; {name!r} is unknown{nearest(name, self.classes)}")
+                there = f"one of {', '.join(self.classes)}" if self.classes else "empty, for there are no classes"
+                raise ValueError(f"{where} is {name!r}, must be {there}{nearest(name, self.classes)}")
         return self
 
     @property

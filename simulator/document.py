@@ -114,11 +114,12 @@ def _problem(error: Mapping[str, Any]) -> str:
     if error["type"] == "missing":
         return f"{key} is not set"
     value = error["input"]
-    shown = "" if isinstance(value, BaseModel | dict) else f" is {value!r}"
     limit = _limit(error)
-    if error["type"] == "value_error" and not shown:
-        return f"{key or 'the configuration'} must have {limit}"
-    return f"{key or 'the configuration'}{shown}, must be {limit}"
+    if not location:  # a rule over several keys, which names them itself
+        return limit
+    if isinstance(value, BaseModel) or (isinstance(value, dict) and _keys(location)):
+        return f"{key} must have {limit}"
+    return f"{key} is {value!r}, must be {limit}"
 
 
 def _inside(part: str) -> bool:

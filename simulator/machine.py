@@ -187,7 +187,7 @@ def load_profile(name: str, folder: Path) -> Terms:
         return _terms(json.loads((PROFILES / f"{name}.json").read_text("utf-8")), name)
     path = folder / name
     if not path.is_file():
-        raise ConfigurationError(f"neither a file nor one of {', '.join(shipped())}{nearest(name, shipped())}")
+        raise ConfigurationError(f"a file, or one of {', '.join(shipped())}{nearest(name, shipped())}")
     try:
         found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
