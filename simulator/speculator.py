@@ -35,61 +35,41 @@ class ModelledSpeculator:
         self.acceptance = acceptance
         self.draft_seconds = draft_seconds
         self.rng = rng
-        self.drafted = 0
-        """Tokens, those included that nobody waited for any more."""
         self.seconds = 0.0
-        """Spent on them, and on scoring."""
-        self._warming = cold_start
-        self._machine = asyncio.Lock() if shared else None
+        """Spent on drafting and scoring."""
+        self.cold_start = cold_start
+        """What is left of it."""
+        self.machine = asyncio.Lock() if shared else None
 
     def start(self, sampling: SamplingParams) -> ModelledDrafting:
         return ModelledDrafting(self)
 
-    async def work(self, tokens: int) -> None:
-        """The machine's time for so many tokens. Whoever leaves in the middle has drafted what was finished by then."""
-        if self._machine is None:
-            await self._spend(tokens)
-        else:
-            async with self._machine:
-                await self._spend(tokens)
-
-    async def _spend(self, tokens: int) -> None:
-        seconds = tokens * self.draft_seconds + self._warming
-        warming, self._warming = self._warming, 0.0
-        clock = asyncio.get_running_loop().time
-        start = clock()
-        try:
-            await asyncio.sleep(seconds)
-        except asyncio.CancelledError:
-            spent = clock() - start
-            self.seconds += spent
-            self.drafted += min(tokens, int(max(0.0, spent - warming) / self.draft_seconds))
-            raise
-        self.seconds += seconds
-        self.drafted += tokens
-
-    async def read(self) -> None:
-        """The machine's time for one forward pass over text that somebody else wrote."""
-        if self._machine is None:
-            await asyncio.sleep(self.draft_seconds)
-        else:
-            async with self._machine:
-                await asyncio.sleep(self.draft_seconds)
-        self.seconds += self.draft_seconds
-
 
 class ModelledDrafting:
-    __slots__ = ("_speculator", "_truth")
+    """One generation's guesses. It is also a speculator that starts itself, for who wants to know what it drafted."""
+
+    __slots__ = ("_speculator", "_truth", "drafted", "name", "stride")
 
     def __init__(self, speculator: ModelledSpeculator) -> None:
+        self.name = speculator.name
+        self.stride = speculator.stride
+        self.drafted = 0
+        """Tokens, those included that nobody waited for any more."""
         self._speculator = speculator
         self._truth: Truth | None = None
+
+    def start(self, sampling: SamplingParams) -> ModelledDrafting:
+        return self
 
     async def draft(self, text: Sequence[int], count: int) -> list[Guess]:
         own, end = self._speculator, len(text)
         if self._truth is None:
             self._truth = Truth(text)  # nothing was guessed yet, so all of it is confirmed
-        await own.work(count)
+        if own.machine is None:
+            await self._work(count)
+        else:
+            async with own.machine:
+                await self._work(count)
         truth = self._truth
         known = max(truth.start, end - LONGEST_BRANCH)
         right = list(text[known:]) == truth.between(known, end)
@@ -104,9 +84,31 @@ class ModelledDrafting:
             guesses.append(GUESSES[token % VOCABULARY])
         return guesses
 
+    async def _work(self, tokens: int) -> None:
+        """The machine's time for so many tokens. Whoever leaves in the middle has drafted what was finished by then."""
+        own = self._speculator
+        warming, own.cold_start = own.cold_start, 0.0
+        seconds = tokens * own.draft_seconds + warming
+        clock = asyncio.get_running_loop().time
+        start = clock()
+        try:
+            await asyncio.sleep(seconds)
+        except asyncio.CancelledError:
+            spent = clock() - start
+            own.seconds += spent
+            self.drafted += min(tokens, int(max(0.0, spent - warming) / own.draft_seconds))
+            raise
+        own.seconds += seconds
+        self.drafted += tokens
+
     async def score(self, text: Sequence[int], count: int) -> int | None:
         own = self._speculator
-        await own.read()
+        if own.machine is None:
+            await asyncio.sleep(own.draft_seconds)
+        else:
+            async with own.machine:
+                await asyncio.sleep(own.draft_seconds)
+        own.seconds += own.draft_seconds
         rate = own.acceptance(asyncio.get_running_loop().time())
         return sum(own.rng.random() < rate for _ in range(count))
 

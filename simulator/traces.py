@@ -6,7 +6,7 @@ import csv
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 from specfleet.core.config import nearest
@@ -87,11 +87,12 @@ def _azure(path: Path, header: str) -> Parse:
         if len(cells) != len(names):
             raise _Bad(f"{len(cells)} columns, must be {len(names)}")
         try:
-            at = datetime.fromisoformat(cells[time].strip()).timestamp()
+            moment = datetime.fromisoformat(cells[time].strip())
         except ValueError:
             raise _Bad(
                 f"TIMESTAMP is {cells[time]!r}, must be a date and time such as 2023-11-16 18:15:46.68"
             ) from None
+        at = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()  # no clock of this machine's in it
         return Row(at, _count("ContextTokens", cells[prompt]), _count("GeneratedTokens", cells[output]))
 
     return parse

@@ -1,0 +1,142 @@
+"""Links between a drafter and its verifiers: asymmetric, with jitter and bandwidth, counted in bytes. Nothing is lost here;
+simulator.network is for that."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from typing import Any
+
+from simulator.network import Backend
+from simulator.sizes import size
+from specfleet.core.errors import SpecfleetError
+from specfleet.core.protocol import Draft, VerifyRequest, VerifyResponse
+from specfleet.core.types import Load, ModelInfo
+
+
+class Way:
+    """One direction of one drafter's access, shared by all its streams."""
+
+    __slots__ = ("_delay", "_free_at", "_jitter", "_rng", "_seconds_per_byte", "bytes")
+
+    def __init__(self, delay: float, jitter: float, megabits: float | None, rng: random.Random) -> None:
+        """`delay` in seconds; `jitter` is the mean of an exponential delay on top; `megabits` per second, None: no limit."""
+        self.bytes = 0
+        """That went this way."""
+        self._delay = delay
+        self._jitter = jitter
+        self._seconds_per_byte = 8e-6 / megabits if megabits is not None else 0.0
+        self._rng = rng
+        self._free_at = 0.0
+
+    def arrival(self, now: float, count: int) -> float:
+        """When a message of `count` bytes, sent now, is there."""
+        self.bytes += count
+        if self._seconds_per_byte:
+            now = self._free_at = max(now, self._free_at) + count * self._seconds_per_byte
+        if self._jitter:
+            now += self._rng.expovariate(1.0 / self._jitter)
+        return now + self._delay
+
+
+class Pipe:
+    """One direction of one stream: messages arrive in order."""
+
+    __slots__ = ("_arrived", "_last", "_loop", "_reader", "_under_way", "_way")
+
+    def __init__(self, way: Way, loop: asyncio.AbstractEventLoop) -> None:
+        self._way = way
+        self._loop = loop
+        self._arrived: deque[Any] = deque()
+        self._under_way: deque[Any] = deque()
+        self._last = 0.0
+        self._reader: asyncio.Future[None] | None = None
+
+    def put(self, message: Any, count: int) -> None:
+        self._last = max(self._last, self._way.arrival(self._loop.time(), count))
+        self._under_way.append(message)
+        self._loop.call_at(self._last, self._arrive)
+
+    def _arrive(self) -> None:
+        self._arrived.append(self._under_way.popleft())
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+    async def get(self) -> Any:
+        while not self._arrived:
+            self._reader = self._loop.create_future()
+            await self._reader
+        return self._arrived.popleft()
+
+
+class Link:
+    """VerifierConnection of one generation, and the stream it opens. Counts the drafted tokens that were sent."""
+
+    __slots__ = ("_backend", "_down", "_identity", "_serving", "_up", "sent", "target")
+
+    def __init__(self, backend: Backend, identity: str, up: Way, down: Way, target: str) -> None:
+        loop = asyncio.get_running_loop()
+        self.target = target
+        self.sent = 0
+        """Drafted tokens."""
+        self._backend = backend
+        self._identity = identity
+        self._up = Pipe(up, loop)
+        self._down = Pipe(down, loop)
+        self._serving: asyncio.Task[None] | None = None
+
+    async def verify(self) -> Link:
+        self._serving = asyncio.get_running_loop().create_task(self._serve())
+        return self
+
+    async def send(self, message: VerifyRequest) -> None:
+        if isinstance(message, Draft):
+            self.sent += len(message.tokens)
+        self._up.put(message, size(message))
+
+    async def receive(self) -> VerifyResponse | None:
+        message: VerifyResponse | SpecfleetError | None = await self._down.get()
+        if isinstance(message, SpecfleetError):
+            raise message
+        return message
+
+    def cancel(self) -> None:
+        if self._serving is not None:
+            self._serving.cancel()
+
+    async def _serve(self) -> None:
+        try:
+            await self._backend.serve(ServerEnd(self._up, self._down), self._identity)
+            self._down.put(None, 0)
+        except SpecfleetError as error:
+            self._down.put(error, 0)
+
+    async def model(self) -> ModelInfo:
+        return self._backend.model()
+
+    async def load(self) -> Load:
+        return self._backend.load()
+
+    async def tokenizer_files(self) -> dict[str, bytes]:
+        return {}
+
+    async def close(self) -> None:
+        pass
+
+
+class ServerEnd:
+    """The verifier's end."""
+
+    __slots__ = ("_down", "_up")
+
+    def __init__(self, up: Pipe, down: Pipe) -> None:
+        self._up = up
+        self._down = down
+
+    async def receive(self) -> VerifyRequest | None:
+        message: VerifyRequest | None = await self._up.get()
+        return message
+
+    async def send(self, message: VerifyResponse) -> None:
+        self._down.put(message, size(message))
