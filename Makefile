@@ -51,7 +51,7 @@ typecheck: install  ## mypy
 	@$(PY) -m mypy
 
 .PHONY: properties
-properties: install  ## 10,000 random histories of the scheduler, 300 worlds by brute force (make test runs 60 and 6)
+properties: install  ## 10,000 random histories of the scheduler, 300 worlds by brute force (make test runs 60 and 20)
 	@SPECFLEET_EXAMPLES=10000 $(PY) -m pytest tests/properties/test_scheduler.py tests/unit/test_policies.py --timeout 7200 -q
 
 .PHONY: protos

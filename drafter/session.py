@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 FIRST_SHADOW, SHADOW_EVERY, SHADOW_TOKENS = 80, 128, 16
 """In LOCAL, after so many tokens, and every so many, the last so many are scored: one forward of a draft model each. Short
 texts are left alone: the draft model would have to read their prompt for it."""
+MOST_AHEAD = 48
+"""In STREAM, tokens beyond the confirmed text at most, however far away the verifier is."""
 COALESCE_SECONDS = 0.004
 """In STREAM, guesses that come faster than this share a message."""
 
@@ -57,6 +59,8 @@ class DraftingSession:
         self._last = len(opening.prompt) + opening.sampling.max_tokens
         self._grant: Grant = LOCAL
         self._granted_at = 0.0
+        self._verdict_at = 0.0
+        """When the last verdict came for which the verifier had not waited."""
         self._answered = -1
         """In ROUND: length of the confirmed text for which the draft is complete."""
         self._sent_at = 0.0
@@ -71,8 +75,10 @@ class DraftingSession:
         stream = await self._connection.verify()
         drafting = None
         try:
+            asked = self._clock()
             await stream.send(self._opening)
             opened = await self._first(stream)
+            self._pace.round_trip.observe(self._clock() - asked - opened.waited_seconds)
             self._take_grant(opened.grant)
             drafting = asyncio.create_task(self._draft(stream))
             yield opened
@@ -124,6 +130,10 @@ class DraftingSession:
         if verdict.drafted and self._sent_at:
             self._observer.round_trip(self._clock() - self._sent_at)
         self._take_grant(verdict.grant)
+        if verdict.mode is not Mode.ROUND:
+            if self._verdict_at:
+                self._pace.step_seconds.observe(self._granted_at - self._verdict_at)
+            self._verdict_at = self._granted_at
 
     def _take_grant(self, grant: Grant) -> None:
         now = self._clock()
@@ -186,11 +196,11 @@ class DraftingSession:
             case _:
                 return 0
 
-    @staticmethod
-    def _bound(grant: Grant) -> int:
-        """In STREAM, how far beyond the confirmed text to guess: what one step may verify, and as much again for the
-        message that is on its way meanwhile."""
-        return 2 * grant.length
+    def _bound(self, grant: Grant) -> int:
+        """In STREAM, how far beyond the confirmed text to guess: what one step may verify and the token it adds, and what is
+        guessed while messages are on their way and the step is run. Without the latter whoever is far away would wait."""
+        lead = self._pace.lead or grant.length
+        return min(MOST_AHEAD, grant.length + 1 + lead)
 
     async def _extend(self, drafting: Drafting, wanted: int) -> bool:
         """Guess `wanted` more tokens; False if there is nothing to go by."""

@@ -67,5 +67,8 @@ class Drafter:
                 yield message
 
     def _session(self, opening: Open) -> DraftingSession:
-        opening = replace(opening, draft_seconds_per_token=self._pace.draft_seconds.value)
+        pace = self._pace
+        opening = replace(
+            opening, draft_seconds_per_token=pace.draft_seconds.value, round_trip_seconds=pace.round_trip.value
+        )
         return DraftingSession(opening, self._connection, self._speculator, self._clock, self._observer, self._pace)

@@ -184,6 +184,7 @@ class User:
                 vocabulary_digest=TABLE.digest(),
                 can_draft=self._spec.can_draft,
                 draft_seconds_per_token=self._pace.draft_seconds.value,
+                round_trip_seconds=self._pace.round_trip.value,
             )
             session = DraftingSession(opening, self._connection, self._speculator, clock, pace=self._pace)
             try:

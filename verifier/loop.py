@@ -71,6 +71,10 @@ class BatchLoop:
         self._arrivals.append(session)
         self._wake.set()
 
+    def waited(self, session: Session) -> float:
+        """Seconds since it was submitted."""
+        return self._clock() - session.opened_at if session.opened_at else 0.0
+
     def offer(self, session: Session, draft: Draft) -> None:
         """Take in a draft. Raises what `Session.offer` raises."""
         offered = session.offer(draft)

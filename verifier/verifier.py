@@ -161,6 +161,7 @@ class Verifier:
             prompt_tokens=session.prompt_length,
             cached_tokens=session.cached_tokens,
             verifier=self._name,
+            waited_seconds=self._loop.waited(session),
         )
 
     async def _messages(self, session: Session) -> AsyncIterator[Verdict | Finished]:

@@ -43,6 +43,8 @@ BETTER = 1.05
 """A change to or from ROUND must promise so much, twice in a row."""
 FASTEST_STREAM = 0.95
 """STREAM needs drafting faster than this share of a step."""
+HOPELESS = 1e-6
+"""Nor is it worth a thought where the chance of ever catching up is smaller."""
 BUSIEST = 0.95
 """The load U is never believed to be higher: kappa would explode."""
 UNKNOWN_DRAFT_SECONDS = 0.002
@@ -258,24 +260,36 @@ class FairGoodput:
         return Offer(ROUNDS[length], tokens, gpu, seconds, 1.0 + costs.wait / costs.step)
 
     def _stream(self, record: SessionRecord, weight: float, draft: float, trip: float) -> Offer | None:
-        """Draft-ahead: x tokens per second, u drafted tokens verified per step."""
+        """Draft-ahead, with the best number of drafted tokens to verify in a step. None where it never gets ahead.
+
+        A branch that was contradicted begins again behind the stream and gains on it; it has caught up once so many tokens in
+        a row were guessed right, and then n drafted tokens are verified in each step until one is wrong. Of these two times
+        it is made: `behind` steps with one token each, `ahead` steps with mu(n).
+        """
         costs, rate = self._costs, record.acceptance.rate
         step = costs.step
         if draft >= FASTEST_STREAM * step:
             return None
-        longest = LONGEST_STREAM
-        floor = self.price * costs.token / weight
-        if floor >= rate:
+        catches_up = rate ** ((trip + draft + step) / (step - draft))
+        if catches_up < HOPELESS:
             return None
-        if floor > 0.0:
-            longest = min(longest, int(math.log(floor) / math.log(rate)))
-        # The chance that the branch survives until the drafter has caught up with the stream again.
-        alive = rate ** ((trip + draft + step) / (step - draft))
-        each = max(draft, step / (longest + 1))
-        speed = 1.0 / (step * (1.0 - alive) + each * alive)
-        verified = each * alive * speed * min(longest, step / draft)
-        used = costs.token * (1.0 + verified) + costs.context * record.known
-        return Offer(STREAMS[longest], speed * step, used, step)
+        behind = (1.0 / catches_up - 1.0) / (1.0 - rate)
+        reach = step / draft - 1.0
+        own = costs.token + costs.context * record.known
+        best, found = -math.inf, None
+        for length in range(1, LONGEST_STREAM + 1):
+            verified = min(float(length), reach)
+            survives = rate**verified
+            ahead = 1.0 / (1.0 - survives)
+            tokens = (behind + ahead * (1.0 - survives * rate) / (1.0 - rate)) / (behind + ahead)
+            gpu = own + costs.token * verified * ahead / (behind + ahead)
+            value = weight * tokens - self.price * gpu
+            if value <= best:
+                break
+            best, found = value, Offer(STREAMS[length], tokens, gpu, step)
+            if length >= reach:
+                break
+        return found
 
     def _count(self, held: Holding, sign: float) -> None:
         """Add or take away a session's terms of A, B and U."""

@@ -64,6 +64,8 @@ class Opened:
     prompt_tokens: int
     cached_tokens: int
     verifier: str
+    waited_seconds: float = 0.0
+    """From Open's arrival to this answer: what is left of the drafter's wait was the way."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

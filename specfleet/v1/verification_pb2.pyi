@@ -108,18 +108,20 @@ class Grant(_message.Message):
     def __init__(self, mode: _Optional[_Union[_common_pb2.Mode, str]] = ..., length: _Optional[int] = ...) -> None: ...
 
 class Opened(_message.Message):
-    __slots__ = ("grant", "model", "prompt_tokens", "cached_tokens", "verifier")
+    __slots__ = ("grant", "model", "prompt_tokens", "cached_tokens", "verifier", "waited_seconds")
     GRANT_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     VERIFIER_FIELD_NUMBER: _ClassVar[int]
+    WAITED_SECONDS_FIELD_NUMBER: _ClassVar[int]
     grant: Grant
     model: _common_pb2.Model
     prompt_tokens: int
     cached_tokens: int
     verifier: str
-    def __init__(self, grant: _Optional[_Union[Grant, _Mapping]] = ..., model: _Optional[_Union[_common_pb2.Model, _Mapping]] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., verifier: _Optional[str] = ...) -> None: ...
+    waited_seconds: float
+    def __init__(self, grant: _Optional[_Union[Grant, _Mapping]] = ..., model: _Optional[_Union[_common_pb2.Model, _Mapping]] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., verifier: _Optional[str] = ..., waited_seconds: _Optional[float] = ...) -> None: ...
 
 class Verdict(_message.Message):
     __slots__ = ("position", "token_ids", "drafted", "accepted", "grant", "logprobs", "mode")

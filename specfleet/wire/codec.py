@@ -227,6 +227,7 @@ def verify_response_to_proto(message: VerifyResponse) -> verification_pb2.Verify
                 prompt_tokens=message.prompt_tokens,
                 cached_tokens=message.cached_tokens,
                 verifier=message.verifier,
+                waited_seconds=message.waited_seconds,
             )
             return verification_pb2.VerifyResponse(opened=opened)
         case Finished():
@@ -257,6 +258,7 @@ def verify_response_from_proto(proto: verification_pb2.VerifyResponse) -> Verify
                 prompt_tokens=opened.prompt_tokens,
                 cached_tokens=opened.cached_tokens,
                 verifier=opened.verifier,
+                waited_seconds=opened.waited_seconds,
             )
         case "finished":
             return Finished(_reason(proto.finished.reason), _usage_from_proto(proto.finished.usage))

@@ -9,20 +9,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from scheduler import ItemOutcome, Outcome, SessionRecord, speculation
 from scheduler.estimators import expected_tokens
 from scheduler.speculation import fair_goodput, smartspec
-from scheduler.speculation.fair_goodput import FairGoodput, Offer
+from scheduler.speculation.fair_goodput import FairGoodput
 from scheduler.speculation.goodspeed import share_out
 from scheduler.step_time import StepProfile, StepTimeModel
 from scheduler.view import View
 from specfleet.core.errors import ConfigurationError
 from specfleet.core.types import LOCAL, Grant, Mode
 
+Vector = npt.NDArray[np.float64]
+
 RNG = np.random.default_rng(0)
-WORLDS = 300 if os.environ.get("SPECFLEET_EXAMPLES") else 6
+WORLDS = 300 if os.environ.get("SPECFLEET_EXAMPLES") else 20
 """Random worlds that are solved by brute force; `make properties` asks for all."""
 
 
@@ -130,36 +133,36 @@ class World:
     context: float
     sessions: tuple[SessionRecord, ...]
 
-    def offers(self, one: SessionRecord, step: float) -> list[Offer]:
-        """Every way to serve a session when steps take `step`; no wait for a step, since a step is always under way."""
-        policy = FairGoodput(self._view(step), 1.0)
-        costs = policy._costs
-        base = costs.token + costs.context * one.known
-        rounds = [
-            Offer(
-                Grant(Mode.ROUND, k),
-                expected_tokens(one.acceptance.rate, k),
-                base + costs.token * k,
-                k * one.draft_seconds.value + one.round_trip.value + step,
-            )
-            for k in range(1, 7)
-        ]
-        stream = policy._stream(one, 1.0, one.draft_seconds.value, one.round_trip.value)
-        return [Offer(LOCAL, 1.0, base, step), *rounds, *([stream] if stream else [])]
-
-    def utility(self, choice: Sequence[int]) -> tuple[float, float]:
-        """Sum of log goodput, and the step time that these choices lead to."""
-        step = self.fixed
-        for _ in range(25):
-            chosen = [self.offers(one, step)[at] for one, at in zip(self.sessions, choice, strict=True)]
-            load = sum(offer.gpu_seconds / offer.seconds for offer in chosen)
-            step += 0.5 * (self.fixed / (1.0 - min(0.95, load)) - step)
-        return sum(math.log(offer.tokens / offer.seconds) for offer in chosen), step
-
     def optimum(self) -> float:
-        """By trying every joint choice."""
-        counts = [len(self.offers(one, self.fixed)) for one in self.sessions]
-        return max(self.utility(choice)[0] for choice in itertools.product(*map(range, counts)))
+        """Largest sum of log goodput, by trying every joint choice: alone, draft-ahead or rounds of 1 to 16 each. Steps take
+        as long as the load makes them, and no session waits for one, since one is always under way."""
+        choices = np.array(list(itertools.product(range(33), repeat=len(self.sessions)))).T
+        step = np.full(choices.shape[1], self.fixed)
+        for _ in range(25):
+            load = sum(self.serve(one, choice, step)[1] for one, choice in zip(self.sessions, choices, strict=True))
+            step += 0.5 * (self.fixed / (1.0 - np.minimum(0.95, load)) - step)
+        served = [self.serve(one, choice, step)[0] for one, choice in zip(self.sessions, choices, strict=True)]
+        return float(np.max(sum(np.log(speed) for speed in served)))
+
+    def serve(self, one: SessionRecord, choice: Vector, step: Vector) -> tuple[Vector, Vector]:
+        """Tokens and GPU-seconds per second of a session, in steps of `step` seconds. `choice`: 0 alone, 1 to 16 rounds,
+        beyond that draft-ahead."""
+        a, d, trip = one.acceptance.rate, one.draft_seconds.value, one.round_trip.value
+        own = self.token + self.context * one.known
+        length = np.where(choice > 16, 0, choice)
+        seconds = np.where(length > 0, length * d + trip + step, step)
+        speed, load = expected(a, length) / seconds, (own + self.token * length) / seconds
+        ahead = np.maximum(1, choice - 16)
+        with np.errstate(all="ignore"):
+            caught = a ** ((trip + d + step) / (step - d))
+            possible = (choice > 16) & (d < 0.95 * step) & (caught > 1e-6)
+            verified = np.minimum(ahead, step / d - 1.0)
+            slow, fast = (1.0 / caught - 1.0) / (1.0 - a), 1.0 / (1.0 - a**verified)
+            share = fast / (slow + fast)
+            streamed = (1.0 - share + share * expected(a, verified)) / step
+        speed = np.where(possible, streamed, speed)
+        load = np.where(possible, (own + self.token * verified * share) / step, load)
+        return speed, load
 
     def settle(self) -> float:
         """Utility that the policy arrives at, deciding one session after another with a step in between."""
@@ -183,6 +186,11 @@ class World:
         found = view(*self.sessions, profile=StepProfile(self.fixed, self.token, self.context))
         found.step_seconds.observe(step)
         return found
+
+
+def expected(a: float, length: Vector) -> Vector:
+    """Tokens of a round of `length`: 1 + a + ... + a^length."""
+    return (1.0 - a ** (length + 1.0)) / (1.0 - a)
 
 
 NOTHING = ItemOutcome(0, 1, 0, 0, 1, 0)
