@@ -1,0 +1,235 @@
+"""A drafter and its users: requests become drafting sessions as in production, and everything they see is counted."""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import random
+from collections.abc import Callable
+from contextlib import aclosing
+
+from drafter.pace import Pace
+from drafter.session import DraftingSession
+from simulator.config import Availability, Tier
+from simulator.counters import Row, Tally
+from simulator.links import Link, Way
+from simulator.sites import Site
+from simulator.speculator import ModelledDrafting, ModelledSpeculator
+from simulator.text import Truth
+from simulator.watch import Sink
+from simulator.workload import Request
+from specfleet.core.clock import Clock
+from specfleet.core.errors import SpecfleetError
+from specfleet.core.protocol import Finished, Open, Opened, Verdict
+from specfleet.core.types import SamplingParams
+from specfleet.core.vocabulary import Vocabulary
+
+Pick = Callable[[], Site]
+
+
+class Presence:
+    """When a drafter's user is there."""
+
+    def __init__(self, availability: Availability | None, rng: random.Random) -> None:
+        self._windows = sorted(availability.windows) if availability else []
+        self._on = (availability.on or 0.0) if availability else 0.0
+        self._cycle = self._on + (availability.off or 0.0) if availability else 0.0
+        self._phase = rng.uniform(0.0, self._cycle) if self._cycle else 0.0
+
+    def wait(self, now: float) -> float | None:
+        """Seconds until it is; None for never again."""
+        if self._cycle:
+            into = (now + self._phase) % self._cycle
+            return 0.0 if into < self._on else self._cycle - into
+        if not self._windows:
+            return 0.0
+        return next((max(0.0, start - now) for start, end in self._windows if now < end), None)
+
+
+class Drift:
+    """A drafter's acceptance over time."""
+
+    def __init__(self, tier: Tier, rng: random.Random) -> None:
+        self.base = tier.acceptance.draw(rng)
+        self._times = [time for time, _ in tier.drift]
+        self._changes = [change for _, change in tier.drift]
+
+    def __call__(self, now: float) -> float:
+        if not self._times:
+            return self.base
+        at = bisect.bisect_right(self._times, now)
+        if at == 0 or at == len(self._times):
+            return self._clip(self._changes[max(0, at - 1)] if at else self._changes[0])
+        start, end = self._times[at - 1 : at + 1]
+        before, after = self._changes[at - 1 : at + 1]
+        return self._clip(before + (after - before) * (now - start) / (end - start))
+
+    def _clip(self, change: float) -> float:
+        return min(1.0, max(0.0, self.base + change))
+
+
+class Device:
+    """One drafter machine; its generations share its processor and its access to the network."""
+
+    def __init__(
+        self,
+        number: int,
+        name: str,
+        tier: Tier,
+        rng: random.Random,
+        *,
+        drafts: bool,
+        shared: bool,
+        window: tuple[float, float],
+        tally: Tally,
+        sink: Sink,
+        clock: Clock,
+        vocabulary: Vocabulary,
+    ) -> None:
+        """`drafts`: whether anybody does under this policy. `shared`: it may have more than one generation at a time.
+        `window`: the seconds of the run that count."""
+        network = tier.network
+        half = network.round_trip.draw(rng) / 2.0
+        up = network.up.draw(rng) if network.up is not None else half
+        down = network.down.draw(rng) if network.down is not None else half
+        self.number = number
+        self.tier = name
+        self.identity = name if tier.identity == "tier" else f"{name}-{number}"
+        self.service_class = tier.service_class
+        self.presence = Presence(tier.availability, rng)
+        self.up = Way(up, network.jitter, network.bandwidth_up, random.Random(rng.getrandbits(64)))
+        self.down = Way(down, network.jitter, network.bandwidth_down, random.Random(rng.getrandbits(64)))
+        self.speculator = ModelledSpeculator(
+            Drift(tier, rng),
+            tier.draft_seconds.draw(rng),
+            random.Random(rng.getrandbits(64)),
+            shared=shared,
+            cold_start=tier.cold_start,
+        )
+        self.tokens = 0
+        """Delivered in the window."""
+        self.busy = 0.0
+        """Seconds of the window with a request under way."""
+        self._can_draft = drafts and tier.can_draft
+        self._window = window
+        self._tally = tally
+        self._sink = sink
+        self._clock = clock
+        self._digest = vocabulary.digest()
+        self._pace = Pace()
+        self._active = 0
+        self._since = 0.0
+
+    async def serve(self, request: Request, prompt: tuple[int, ...], pick: Pick, retries: int, issued: float) -> Row:
+        """One request from its beginning to its one end."""
+        row = Row(
+            request.number,
+            self.number,
+            self.tier,
+            self.service_class or request.service_class,
+            "",
+            request.prompt_tokens,
+            request.output_tokens,
+            issued,
+        )
+        self._begin()
+        self._sink.event(self._clock(), "issued", row)
+        try:
+            while not await self._attempt(row, prompt, pick(), retries):
+                pass
+        except asyncio.CancelledError:
+            row.outcome = "unfinished"
+        finally:
+            self._end()
+        self._tally.stale += row.stale
+        self._tally.discarded += row.discarded
+        self._sink.event(self._clock(), row.outcome, row)
+        self._sink.request(row)
+        return row
+
+    async def _attempt(self, row: Row, prompt: tuple[int, ...], site: Site, retries: int) -> bool:
+        """Whether it has ended, one way or another."""
+        row.verifier = site.name
+        try:
+            await self._generate(row, prompt, site)
+        except SpecfleetError as error:
+            if error.retry_after is None:
+                raise
+            row.refusals += 1
+            self._sink.event(self._clock(), "turned away", row)
+            await asyncio.sleep(error.retry_after)
+            if row.refusals <= retries:
+                return False
+            row.outcome = "refused"
+            return True
+        assert row.tokens == row.output_tokens, f"{row.tokens} tokens were delivered: {row}"
+        row.outcome = "finished"
+        return True
+
+    async def _generate(self, row: Row, prompt: tuple[int, ...], site: Site) -> None:
+        opening = Open(
+            prompt=prompt,
+            sampling=SamplingParams(max_tokens=row.output_tokens, temperature=0.0),
+            service_class=row.service_class,
+            vocabulary_digest=self._digest,
+            can_draft=self._can_draft,
+            draft_seconds_per_token=self._pace.draft_seconds.value,
+            round_trip_seconds=self._pace.round_trip.value,
+        )
+        link = Link(site.verifier, self.identity, self.up, self.down, site.name)
+        drafting = ModelledDrafting(self.speculator)
+        session = DraftingSession(opening, link, drafting, self._clock, pace=self._pace)
+        truth = Truth(prompt)
+        try:
+            async with aclosing(session.run()) as messages:
+                async for message in messages:
+                    if isinstance(message, Verdict):
+                        self._delivered(row, message, truth)
+                    elif isinstance(message, Opened):
+                        row.cached = message.cached_tokens
+                    elif isinstance(message, Finished):
+                        assert message.usage.completion_tokens == row.tokens, f"tokens were lost: {row}"
+        finally:
+            row.settle(drafting.drafted, link.sent)
+
+    def _delivered(self, row: Row, verdict: Verdict, truth: Truth) -> None:
+        now, tally, tokens = self._clock(), self._tally, verdict.tokens
+        count, end = len(tokens), verdict.position + len(tokens)
+        assert list(tokens) == truth.between(end - count, end), "the text is not the target's own"
+        assert end == row.prompt_tokens + row.tokens + count, "tokens were lost or told twice"
+        if row.first is None:
+            row.first = now
+            self._sink.event(now, "first token", row)
+        row.last = now
+        row.tokens += count
+        row.verdicts += 1
+        tally.verdicts += 1
+        tally.tokens += count
+        if verdict.drafted:
+            row.rounds += 1
+            row.verified += verdict.drafted
+            row.accepted += verdict.accepted
+            tally.rounds += 1
+            tally.verified += verdict.drafted
+            tally.accepted += verdict.accepted
+            tally.runs[verdict.accepted] += 1
+            tally.lengths[verdict.drafted] += 1
+        if self._window[0] <= now <= self._window[1]:
+            self.tokens += count
+        self._sink.round(now, row, verdict)
+
+    def _begin(self) -> None:
+        if not self._active:
+            self._since = self._clock()
+        self._active += 1
+
+    def _end(self) -> None:
+        self._active -= 1
+        if not self._active:
+            start, end = max(self._since, self._window[0]), min(self._clock(), self._window[1])
+            self.busy += max(0.0, end - start)
+
+    @property
+    def speed(self) -> float | None:
+        """Tokens per second of the window while it had a request under way; None where it had none."""
+        return self.tokens / self.busy if self.busy > 0.0 else None

@@ -1,0 +1,324 @@
+"""One run: a policy and a seed on a configured fleet, from the first request to the last one's end."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from simulator import clock
+from simulator.baselines import Policy
+from simulator.clock import VirtualLoop
+from simulator.config import Simulation
+from simulator.counters import Row, Tally
+from simulator.device import Device
+from simulator.sites import TABLE, Frontend, Site, build, drafters
+from simulator.traces import Row as TraceRow
+from simulator.traces import read_trace
+from simulator.watch import Both, Nowhere, Sink
+from simulator.workload import Request, Requests, arrivals
+
+SETTLE_SECONDS = 60.0
+"""After the last request's end: what is still on its way arrives, and verifiers let go of what they hold."""
+LOOKS = 200
+"""How often a run says how far it is."""
+
+Progress = Callable[[float, int], None]
+"""Told the share of the run that is done, and the events so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """What a run gave."""
+
+    config: Simulation
+    policy: Policy
+    seed: int
+    rows: list[Row]
+    """Of every request, in the order in which they ended."""
+    window: Tally
+    """Between warm-up and duration."""
+    total: Tally
+    """Of the whole run, drain included."""
+    speeds: list[float]
+    """Tokens per second of each drafter that had a request in the window, while it had one."""
+    gpus: int
+    verifiers: int
+    not_issued: int
+    """Rows of the trace that come after the end."""
+    ended: float
+    """When the last request did."""
+    events: int
+
+    @property
+    def seconds(self) -> float:
+        """Of the window."""
+        return self.config.duration - self.config.warm_up
+
+
+class _Collect(Nowhere):
+    def __init__(self, rows: list[Row]) -> None:
+        self._rows = rows
+
+    def request(self, row: Row) -> None:
+        self._rows.append(row)
+
+
+def play(
+    config: Simulation,
+    policy: Policy,
+    seed: int,
+    *,
+    folder: Path = Path(),
+    sinks: Sequence[Sink] = (),
+    progress: Progress | None = None,
+) -> Played:
+    """Run it. A function of its arguments; `folder` is where the configuration's files are looked for.
+
+    Raises:
+        ConfigurationError: a trace or profile cannot be read.
+        AssertionError: a text is not the target's own, or something does not add up.
+    """
+    trace = _trace(config, folder)
+    with _few_collections():
+        return clock.run(_Run(config, policy, seed, folder, sinks, progress, trace).play())
+
+
+def _trace(config: Simulation, folder: Path) -> list[TraceRow]:
+    found = config.workload.trace
+    return read_trace(folder / found.file, found.limit) if found is not None else []
+
+
+@contextmanager
+def _few_collections() -> Iterator[None]:
+    """Millions of short-lived objects, none of them in cycles: the collector would look through all sessions for nothing."""
+    before = gc.get_threshold()
+    gc.set_threshold(100_000, 50, 100)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
+class _Run:
+    def __init__(
+        self,
+        config: Simulation,
+        policy: Policy,
+        seed: int,
+        folder: Path,
+        sinks: Sequence[Sink],
+        progress: Progress | None,
+        trace: list[TraceRow],
+    ) -> None:
+        self._config = config
+        self._policy = policy
+        self._seed = seed
+        self._folder = folder
+        self._progress = progress
+        self._trace = trace
+        self._tally = Tally()
+        self._rows: list[Row] = []
+        self._sink = Both((_Collect(self._rows), *sinks))
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._issued = 0
+        self._failure: asyncio.Future[None]
+
+    async def play(self) -> Played:
+        config, loop = self._config, asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        self._failure = loop.create_future()
+        verifiers, fleet, routes, work, due = np.random.SeedSequence(self._seed).spawn(5)
+        sites = build(config, self._policy, verifiers, self._folder, self._tally, self._sink, loop.time)
+        for site in sites:
+            site.task.add_done_callback(self._failed)
+        devices = self._devices(fleet)
+        frontend = Frontend(sites, config.routing, np.random.default_rng(routes), loop.time)
+        self._requests = Requests(config.workload, _random(work))
+        self._issue(devices, frontend, _random(due))
+        looks = asyncio.create_task(self._look(loop)) if self._progress else None
+        begin, end = await self._windows(devices)
+        ended = loop.time()
+        await self._settled(sites)
+        if looks is not None:
+            looks.cancel()
+        for site in sites:
+            site.task.remove_done_callback(self._failed)
+            site.task.cancel()
+        self._check(sites, devices)
+        return Played(
+            config,
+            self._policy,
+            self._seed,
+            self._rows,
+            end.less(begin),
+            self._snapshot(devices),
+            [device.speed for device in devices if device.speed is not None],
+            sum(site.gpus for site in sites),
+            len(sites),
+            sum(row.at / config.workload.trace.speed >= config.duration for row in self._trace)
+            if config.workload.trace
+            else 0,
+            ended,
+            loop.events,
+        )
+
+    def _devices(self, seeds: np.random.SeedSequence) -> list[Device]:
+        config, clock_ = self._config, asyncio.get_running_loop().time
+        closed = config.workload.closed_loop is not None
+        return [
+            Device(
+                number,
+                name,
+                tier,
+                _random(own),
+                drafts=self._policy.drafters,
+                shared=not closed or tier.streams > 1,
+                window=(config.warm_up, config.duration),
+                tally=self._tally,
+                sink=self._sink,
+                clock=clock_,
+                vocabulary=TABLE,
+            )
+            for number, ((name, tier), own) in enumerate(
+                zip(drafters(config), seeds.spawn(config.drafters), strict=True)
+            )
+        ]
+
+    # --- who asks ----------------------------------------------------------------------------------------------------
+
+    def _issue(self, devices: list[Device], frontend: Frontend, rng: random.Random) -> None:
+        """Set everybody going."""
+        picks = {device.number: frontend.drafter() for device in devices}
+        if self._config.workload.closed_loop is None:
+            self._start(self._open_loop(devices, picks, rng))
+            return
+        tiers = self._config.tiers
+        for device in devices:
+            for _ in range(tiers[device.tier].streams):
+                self._start(self._closed_loop(device, picks[device.number], random.Random(rng.getrandbits(64))))
+
+    async def _closed_loop(self, device: Device, pick: Callable[[], Site], rng: random.Random) -> None:
+        closed = self._config.workload.closed_loop
+        assert closed is not None
+        now = asyncio.get_running_loop().time
+        while True:
+            think = closed.think_seconds.draw(rng)
+            if think:
+                await asyncio.sleep(think)
+            away = device.presence.wait(now())
+            while away:
+                await asyncio.sleep(away)
+                away = device.presence.wait(now())
+            if away is None or now() >= self._config.duration:
+                return
+            await self._serve(device, pick, self._requests.next(now()), now())
+
+    async def _open_loop(self, devices: list[Device], picks: dict[int, Callable[[], Site]], rng: random.Random) -> None:
+        """Requests when they are due, each to a drafter that is there, or to any where nobody is."""
+        now = asyncio.get_running_loop().time
+        workload = self._config.workload
+        rows = iter(self._trace)
+        for at in arrivals(workload, rng, self._config.duration, self._trace):
+            await asyncio.sleep(at - now())
+            here = [device for device in devices if device.presence.wait(at) == 0.0] or devices
+            device = rng.choice(here)
+            request = self._requests.next(at, next(rows, None))
+            self._start(self._serve(device, picks[device.number], request, at))
+
+    async def _serve(self, device: Device, pick: Callable[[], Site], request: Request, at: float) -> None:
+        self._issued += 1
+        prompt = self._requests.prompt(request)
+        await device.serve(request, prompt, pick, self._config.workload.retries, at)
+
+    def _start(self, what: object) -> None:
+        task = asyncio.create_task(what)  # type: ignore[arg-type]
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._failed(task)
+
+    def _failed(self, task: asyncio.Task[None]) -> None:
+        """A bug anywhere ends the run."""
+        if not task.cancelled() and task.exception() is not None and not self._failure.done():
+            self._failure.set_exception(task.exception())  # type: ignore[arg-type]
+
+    # --- the run -----------------------------------------------------------------------------------------------------
+
+    async def _windows(self, devices: list[Device]) -> tuple[Tally, Tally]:
+        """Wait for the window's beginning and end, and for the last request. Returns the sums at both."""
+        config = self._config
+        await self._until(config.warm_up)
+        begin = self._snapshot(devices)
+        await self._until(config.duration)
+        end = self._snapshot(devices)
+        last = config.duration + config.drain
+        now = asyncio.get_running_loop().time
+        while self._tasks and now() < last:
+            await asyncio.wait({*self._tasks, self._failure}, timeout=last - now(), return_when=asyncio.FIRST_COMPLETED)
+            self._raise()
+        left = list(self._tasks)
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left)
+        self._raise()
+        return begin, end
+
+    async def _until(self, moment: float) -> None:
+        seconds = moment - asyncio.get_running_loop().time()
+        if seconds > 0.0:
+            await asyncio.wait({self._failure}, timeout=seconds)
+        self._raise()
+
+    def _raise(self) -> None:
+        if self._failure.done():
+            self._failure.result()
+
+    async def _settled(self, sites: list[Site]) -> None:
+        end = asyncio.get_running_loop().time() + SETTLE_SECONDS
+        while any(site.loop.sessions for site in sites) and asyncio.get_running_loop().time() < end:
+            await asyncio.sleep(0.1)
+            self._raise()
+
+    def _snapshot(self, devices: list[Device]) -> Tally:
+        copy = self._tally.copy()
+        copy.drafting_seconds = sum(device.speculator.seconds for device in devices)
+        copy.bytes_up = sum(device.up.bytes for device in devices)
+        copy.bytes_down = sum(device.down.bytes for device in devices)
+        return copy
+
+    async def _look(self, loop: VirtualLoop) -> None:
+        assert self._progress is not None
+        while True:
+            self._progress(min(1.0, loop.time() / self._config.duration), loop.events)
+            await asyncio.sleep(self._config.duration / LOOKS)
+
+    def _check(self, sites: list[Site], devices: list[Device]) -> None:
+        """Everything that was begun has ended once, and every token is accounted for. Raises AssertionError."""
+        rows, tally = self._rows, self._tally
+        for site in sites:
+            site.check_empty()
+        assert len(rows) == self._issued, f"{self._issued} requests were issued, {len(rows)} ended"
+        assert len({row.request for row in rows}) == len(rows), "a request ended twice"
+        assert all(row.outcome for row in rows), "a request ended without an outcome"
+        drafted = sum(row.drafted for row in rows)
+        accounted = tally.accepted + sum(row.refused for row in rows) + tally.stale + tally.discarded
+        assert drafted == accounted, f"{drafted} tokens were drafted, {accounted} are accounted for"
+        if all(row.outcome == "finished" for row in rows):
+            for told, counted in (("committed", "tokens"), ("verified", "verified"), ("accepted", "accepted")):
+                theirs, ours = sum(getattr(site.watch, told) for site in sites), getattr(tally, counted)
+                assert theirs == ours, f"verifiers {told} {theirs} tokens, their drafters were told of {ours}"
+
+
+def _random(seeds: np.random.SeedSequence) -> random.Random:
+    """A generator of its own, from a branch of the run's seed."""
+    return random.Random(int.from_bytes(seeds.generate_state(4).tobytes(), "little"))
