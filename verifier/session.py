@@ -6,7 +6,8 @@
 
 A Draft claims "the tokens from p on are these". The part before n is compared with what is committed and dropped; what
 contradicts it is stale, and so is what goes on from there, until a draft begins where its drafter knows the text to be
-confirmed; the rest waits. So a repeated, late or overlapping draft is harmless.
+confirmed; the rest waits. What was said when less was known than in an earlier draft comes late, and says nothing new. So a
+repeated, late or overlapping draft is harmless.
 """
 
 from __future__ import annotations
@@ -73,6 +74,8 @@ class Session:
         self._trimmed = False
         self._contradicted = False
         """The branch that the last draft belonged to is: what continues it is stale until a draft begins anew."""
+        self._heard = 0
+        """Most of the text that a draft has known to be confirmed."""
         self._last = min(self.prompt_length + self.sampling.max_tokens, limit)
         ends = set(self.sampling.stop_token_ids)
         self._ends = ends if self.sampling.ignore_eos else ends | set(eos_token_ids)
@@ -113,6 +116,9 @@ class Session:
         """
         if draft.tokens and draft.q is None and not self.sampling.match_rule:
             raise InvalidRequest.field("distributions", "is empty, must have one per token where sampling has no seed")
+        if draft.confirmed < self._heard:
+            return Offered(0, len(draft.tokens))
+        self._heard = draft.confirmed
         before = self.pending
         stale = self._merge(draft)
         # Said of a round that is over meanwhile, "no more will come" holds only if something of it is still of use. Once

@@ -55,6 +55,7 @@ class Sessions(RuleBasedStateMachine):
         self.text = list(prompt)
         self.waiting: list[int] = []
         self.contradicted = False
+        self.heard = 0
         self.cut = False
         self.taken: list[int] | None = None
         self.sent: list[Draft] = []
@@ -64,6 +65,9 @@ class Sessions(RuleBasedStateMachine):
     def offered(self, draft: Draft) -> int | None:
         """Stale tokens; None for a gap."""
         known, start, tokens = len(self.text), draft.position, list(draft.tokens)
+        if draft.confirmed < self.heard:
+            return len(tokens)
+        self.heard = draft.confirmed
         if start <= draft.confirmed:
             self.contradicted = False
         if self.contradicted:
