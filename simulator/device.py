@@ -22,7 +22,6 @@ from specfleet.core.clock import Clock
 from specfleet.core.errors import SpecfleetError
 from specfleet.core.protocol import Finished, Open, Opened, Verdict
 from specfleet.core.types import SamplingParams
-from specfleet.core.vocabulary import Vocabulary
 
 Pick = Callable[[], Site]
 
@@ -84,7 +83,7 @@ class Device:
         tally: Tally,
         sink: Sink,
         clock: Clock,
-        vocabulary: Vocabulary,
+        digest: bytes,
     ) -> None:
         """`drafts`: whether anybody does under this policy. `shared`: it may have more than one generation at a time.
         `window`: the seconds of the run that count."""
@@ -115,7 +114,7 @@ class Device:
         self._tally = tally
         self._sink = sink
         self._clock = clock
-        self._digest = vocabulary.digest()
+        self._digest = digest
         self._pace = Pace()
         self._active = 0
         self._since = 0.0

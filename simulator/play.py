@@ -18,7 +18,7 @@ from simulator.clock import VirtualLoop
 from simulator.config import Simulation
 from simulator.counters import Row, Tally
 from simulator.device import Device
-from simulator.sites import TABLE, Frontend, Site, build, drafters
+from simulator.sites import DIGEST, Frontend, Site, build, drafters
 from simulator.traces import Row as TraceRow
 from simulator.traces import read_trace
 from simulator.watch import Both, Nowhere, Sink
@@ -184,7 +184,7 @@ class _Run:
                 tally=self._tally,
                 sink=self._sink,
                 clock=clock_,
-                vocabulary=TABLE,
+                digest=DIGEST,
             )
             for number, ((name, tier), own) in enumerate(
                 zip(drafters(config), seeds.spawn(config.drafters), strict=True)

@@ -27,6 +27,7 @@ from verifier.loop import BatchLoop
 from verifier.verifier import Limits, Verifier
 
 TABLE = Vocabulary(tuple(f"t{number}" for number in range(VOCABULARY)), ())
+DIGEST = TABLE.digest()
 CONTEXT = 10_000_000
 DRAWN_AT_ONCE = 1024
 
@@ -113,7 +114,7 @@ def _site(
     watch = Watch(name, tally, sink, clock)
     loop = BatchLoop(engine, policy.scheduler(settings), clock, watch)
     limits = Limits(max_sessions=group.max_sessions, kv_tokens=group.kv_tokens, idle_seconds=1e9)
-    model = ModelInfo("modelled", VOCABULARY, TABLE.digest(), CONTEXT, (), service_classes=config.service_classes)
+    model = ModelInfo("modelled", VOCABULARY, DIGEST, CONTEXT, (), service_classes=config.service_classes)
     verifier = Verifier(loop, model, TABLE, {}, limits, name)
     return Site(name, verifier, loop, engine, watch, group.gpus, asyncio.create_task(loop.run()))
 

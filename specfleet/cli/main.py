@@ -28,6 +28,7 @@ COMMANDS = {
     "status": ("specfleet.cli.status", "Watch a running fleet."),
     "bench": ("specfleet.cli.bench", "Put load on a running fleet and measure it."),
     "profile": ("specfleet.cli.profile", "Measure a model's steps on this machine."),
+    "simulate": ("specfleet.cli.simulate", "Play a fleet of any size on a virtual clock."),
 }
 """Command -> (module with `command`, one line of help)."""
 
@@ -37,6 +38,7 @@ EXTRAS = {
     "status": "bench",
     "bench": "bench",
     "profile": "verifier",
+    "simulate": "simulator",
 }
 """Command -> the extra of the distribution that brings what it imports; the others need the base only."""
 
@@ -140,7 +142,7 @@ def _suggestion(name: str) -> str:
 def _explained(command: str, error: ImportError) -> Exception:
     """What to install for `command`; the error itself where a module of our own is missing, which nobody can install."""
     missing = (error.name or "").partition(".")[0]
-    if missing in ("", "specfleet", "verifier", "drafter", "scheduler"):
+    if missing in ("", "specfleet", "verifier", "drafter", "scheduler", "simulator"):
         return error
     package = f"'specfleet[{EXTRAS[command]}]'" if command in EXTRAS else "specfleet"
     return ConfigurationError(f"{command} needs {missing}: pip install {package}")
