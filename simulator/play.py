@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -237,8 +238,8 @@ class _Run:
         prompt = self._requests.prompt(request)
         await device.serve(request, prompt, pick, self._config.workload.retries, at)
 
-    def _start(self, what: object) -> None:
-        task = asyncio.create_task(what)  # type: ignore[arg-type]
+    def _start(self, what: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(what)
         self._tasks.add(task)
         task.add_done_callback(self._done)
 
@@ -248,8 +249,9 @@ class _Run:
 
     def _failed(self, task: asyncio.Task[None]) -> None:
         """A bug anywhere ends the run."""
-        if not task.cancelled() and task.exception() is not None and not self._failure.done():
-            self._failure.set_exception(task.exception())  # type: ignore[arg-type]
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not self._failure.done():
+            self._failure.set_exception(error)
 
     # --- the run -----------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from simulator.config import Simulation
 from simulator.counters import Row
-from specfleet.core.extras import need
+from specfleet.core.errors import ConfigurationError
 from specfleet.core.protocol import Verdict
 
 BATCH = 10_000
@@ -52,9 +52,11 @@ class CsvWriter:
 
 class ParquetWriter:
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
-        need("pyarrow")
-        import pyarrow
-        import pyarrow.parquet
+        try:
+            import pyarrow
+            import pyarrow.parquet
+        except ImportError:
+            raise ConfigurationError("parquet tables need pyarrow: pip install pyarrow, or write csv") from None
 
         kinds = {"policy": pyarrow.string(), "tier": pyarrow.string(), "service_class": pyarrow.string()}
         kinds |= dict.fromkeys(("verifier", "mode", "next_mode", "event", "outcome"), pyarrow.string())
@@ -72,7 +74,7 @@ class ParquetWriter:
         self._file.close()
 
 
-WRITERS = {"csv": CsvWriter, "parquet": ParquetWriter}
+WRITERS: Mapping[str, Callable[[Path, Sequence[str]], Writer]] = {"csv": CsvWriter, "parquet": ParquetWriter}
 
 
 class Tables:

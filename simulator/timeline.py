@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -9,6 +11,7 @@ from simulator.counters import Row
 from simulator.watch import Nowhere
 from specfleet.core.protocol import Verdict
 
+Array = npt.NDArray[np.floating[Any]]
 BINS = 120
 SHOWN = 12
 """Drafters that a plot can tell apart: the first ones."""
@@ -21,9 +24,9 @@ class Timeline(Nowhere):
         self.seconds = duration / BINS
         """Of a bin."""
         self.clients = min(clients, SHOWN)
-        self.tokens: npt.NDArray[np.float64] = np.zeros((self.clients, BINS))
-        self._lengths: npt.NDArray[np.float64] = np.zeros((self.clients, BINS))
-        self._verdicts: npt.NDArray[np.float64] = np.zeros((self.clients, BINS))
+        self.tokens: Array = np.zeros((self.clients, BINS))
+        self._lengths: Array = np.zeros((self.clients, BINS))
+        self._verdicts: Array = np.zeros((self.clients, BINS))
 
     def round(self, now: float, row: Row, verdict: Verdict) -> None:
         at = int(now / self.seconds)
@@ -33,17 +36,17 @@ class Timeline(Nowhere):
             self._verdicts[row.client, at] += 1
 
     @property
-    def times(self) -> npt.NDArray[np.float64]:
+    def times(self) -> Array:
         """Middle of each bin, in seconds."""
-        return (np.arange(BINS) + 0.5) * self.seconds
+        return np.linspace(0.5, BINS - 0.5, BINS) * self.seconds
 
     @property
-    def goodput(self) -> npt.NDArray[np.float64]:
+    def goodput(self) -> Array:
         """(clients, bins) tokens per second."""
         return self.tokens / self.seconds
 
     @property
-    def lengths(self) -> npt.NDArray[np.float64]:
+    def lengths(self) -> Array:
         """(clients, bins) mean verified length; nan where there was no verdict."""
         with np.errstate(invalid="ignore", divide="ignore"):
             return self._lengths / self._verdicts
