@@ -93,15 +93,7 @@ class Pipe(Generic[T]):
         self.arrived: asyncio.Queue[T] = asyncio.Queue()
 
     def put(self, message: T) -> None:
-        loop, rng = asyncio.get_running_loop(), self._link.rng
-        self._under_way.put_nowait((loop.time() + self._link.latency(), message))
-        if not isinstance(message, REPEATABLE) or rng.random() >= self._link.repeats:
-            return
-        if isinstance(message, Draft) and rng.random() < 0.5:
-            late = float(rng.uniform(0.0, LATE_SECONDS))
-            self._echoes.append(loop.call_later(late, self.arrived.put_nowait, message))
-        else:
-            self._under_way.put_nowait((loop.time() + self._link.latency(), message))
+        self._under_way.put_nowait((asyncio.get_running_loop().time() + self._link.latency(), message))
 
     def close(self) -> None:
         """Nothing arrives any more."""
@@ -122,6 +114,15 @@ class Pipe(Generic[T]):
             due, message = await self._under_way.get()
             await asyncio.sleep(max(0.0, due - clock()))
             await self._link.mended.wait()
+            self.arrived.put_nowait(message)
+            if isinstance(message, REPEATABLE) and self._link.rng.random() < self._link.repeats:
+                self._repeat(message)
+
+    def _repeat(self, message: T) -> None:
+        if isinstance(message, Draft) and self._link.rng.random() < 0.5:
+            late = float(self._link.rng.uniform(0.0, LATE_SECONDS))
+            self._echoes.append(asyncio.get_running_loop().call_later(late, self.arrived.put_nowait, message))
+        else:
             self.arrived.put_nowait(message)
 
 
