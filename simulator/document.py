@@ -25,10 +25,12 @@ class _Loader(yaml.SafeLoader):
     """Refuses a key that stands twice, where YAML would silently take the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for (key, _), name in zip(node.value, keys, strict=True):
-            if keys.count(name) > 1:
+        seen: set[Hashable] = set()
+        for key, _ in node.value:
+            name = self.construct_object(key, deep=True)
+            if name in seen:
                 raise ConfigurationError(f"key {name} stands twice, again in line {key.start_mark.line + 1}")
+            seen.add(name)
         return super().construct_mapping(node, deep)
 
 

@@ -91,7 +91,8 @@ def capacity(cell: Cell, path: Path, policy: Policy, seed: int, run: RunOne) -> 
 
 
 def attainment(found: dict[str, Any], service_class: str | None) -> float:
-    """Share of requests, of one class or of all, that kept their targets; 1 where there were none."""
+    """Share of requests, of one class or of all, that kept their targets; 0 where so few got through that none was issued in
+    the window."""
     kept = [one for name, one in found["slo"].items() if service_class in (None, name)]
     requests = sum(one["requests"] for one in kept)
-    return sum(one["requests"] * one["attained"] for one in kept) / requests if requests else 1.0
+    return sum(one["requests"] * one["attained"] for one in kept) / requests if requests else 0.0
