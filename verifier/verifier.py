@@ -223,14 +223,16 @@ class Verifier:
         self._check_length(opening)
 
     def _check_length(self, opening: Open) -> None:
+        """A text that was cut off where its room ends, and lost its end on the way, is let in to be told so."""
         length = len(opening.prompt) + len(opening.output)
-        if length >= self._model.context_length:
+        spare = 1 if opening.output else 0
+        if length >= self._model.context_length + spare:
             raise PromptTooLong(
                 f"the prompt has {length} tokens, but the context of {self._model.name} is {self._model.context_length} "
                 f"tokens, output included; shorten the prompt",
                 details={"field": "prompt"},
             )
-        if length >= self._limits.kv_tokens:
+        if length >= self._limits.kv_tokens + spare:
             raise PromptTooLong(
                 f"the prompt has {length} tokens, but the KV cache of this verifier holds {self._limits.kv_tokens}; "
                 f"shorten the prompt, or raise --kv-cache-tokens",
