@@ -120,17 +120,22 @@ class Smoothed:
 class Goodput:
     """Tokens per second, forgetting with a time constant; in seconds and not in rounds, since rounds differ in length."""
 
-    __slots__ = ("_at", "_seconds", "_tokens", "value")
+    __slots__ = ("_at", "_seconds", "_tokens", "_waiting", "value")
 
     def __init__(self, now: float, seconds: float = 10.0) -> None:
         self.value = 0.0
         self._seconds = seconds
         self._at = now
         self._tokens = 0
+        self._waiting = True
+        """For a first token: how long that takes is a matter of the prompt."""
 
     def observe(self, tokens: int, now: float) -> None:
         """`tokens` were committed since the last observation (several sessions of one identity may say so at one moment).
-        The first observation sets the rate: starting from zero would make whoever is new look starved."""
+        The first interval sets the rate: starting from zero would make whoever is new look starved."""
+        if self._waiting:
+            self._waiting, self._at = False, now
+            return
         self._tokens += tokens
         passed = now - self._at
         if passed <= 0.0:
@@ -145,8 +150,8 @@ class Goodput:
         return self.value * math.exp((self._at - now) / self._seconds) if now > self._at else self.value
 
     def resume(self, now: float) -> None:
-        """The time up to now does not count: nothing was asked for."""
-        self._at, self._tokens = max(self._at, now), 0
+        """The time up to now does not count, nor that to the next token: nothing was asked for."""
+        self._at, self._tokens, self._waiting = max(self._at, now), 0, True
 
     def idle(self, now: float) -> bool:
         """Nothing for long enough that what it knows is worth nothing."""

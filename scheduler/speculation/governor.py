@@ -4,6 +4,10 @@ A cost model can be wrong in ways that it cannot see: drafters that share a proc
 messages fill up. So now and then, for a short window, what the policy would have chosen is set against what it avoids:
 while drafting pays, everybody decodes alone for a moment; while it does not, everybody drafts for one. Whatever earned more
 goes on: tokens per second, each weighted as the policy weights it, so that what serves fairness is not taken back here.
+
+    | as usual | settling, trial | as usual |      a trial is compared with the windows beside it and with no others:
+       before                       after          loads and weights drift
+
 Trials become rarer while they confirm what is known, so that they cost about TRIAL_LOSS of the throughput, and are kept
 apart by the number of sessions, on which the answer depends most.
 """
@@ -11,7 +15,7 @@ apart by the number of sessions, on which the answer depends most.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from scheduler.estimators import Smoothed
 
@@ -21,15 +25,20 @@ INTERVALS_IN_WINDOW = 6.0
 """A window lasts at least so many times what a session waits for a verdict,"""
 VERDICTS_IN_WINDOW = 64.0
 """and until there were so many verdicts of all sessions."""
-SETTLING = 0.2
-"""Share of a window that is not counted: grants change with verdicts, so the last choice still echoes."""
+SETTLING, SETTLING_INTERVALS = 0.2, 3.0
+"""What is not counted after a change: so much of a window, and so many verdicts of a session. Grants change with verdicts, and
+who begins to draft has to get ahead first."""
 FIRST_TRIAL, COMMON_TRIAL, RAREST_TRIAL = 2.0, 16.0, 400.0
 """Windows between trials: at first, where they lose little, and at most."""
+SAME_CROWD = 0.75
+"""A crowd stays the same up to so many times log 2 more or fewer sessions."""
 CLEAR = 0.1
 """Share of the rate from which on a trial's loss leaves no doubt."""
-TRIAL_LOSS = 0.0025
-RATE_SHARE = 0.3
-"""What a window counts in a rate."""
+OBVIOUS = 0.3
+"""And from which on it need not be seen from both sides."""
+TRIAL_LOSS = 0.001
+BEFORE_SHARE = 0.5
+"""What the newest window counts in the rate before a trial."""
 BETTER = 1.02
 """A change of mind needs so much."""
 
@@ -38,27 +47,24 @@ BETTER = 1.02
 class Crowd:
     """What is known about one size of the crowd (sessions, to powers of two)."""
 
-    drafting: bool = True
+    drafting: bool
     """What is better, as far as is known."""
-    rates: dict[bool, Smoothed] = field(
-        default_factory=lambda: {True: Smoothed(RATE_SHARE), False: Smoothed(RATE_SHARE)}
-    )
-    """Earnings per second, with drafting and without."""
-    trial_at: float = -math.inf
+    trial_at: float
     pause: float = FIRST_TRIAL
+    """Windows between this trial and the next."""
 
-    def learn(self, drafted: bool, rate: float, now: float, window: float) -> None:
-        """A window has ended."""
-        self.rates[drafted].observe(rate)
-        if drafted == self.drafting:
-            return
-        other, mine = self.rates[drafted].value, self.rates[self.drafting].value
-        loss = 1.0 - min(other, mine) / max(other, mine)
+    def learn(self, ratio: float, now: float, window: float) -> None:
+        """What is usually avoided earned so many times what is usual."""
+        loss = abs(1.0 - min(ratio, 1.0 / ratio))
         rarest = min(RAREST_TRIAL, max(COMMON_TRIAL, loss / TRIAL_LOSS))
-        if other > BETTER * mine:
-            self.drafting, self.pause = drafted, FIRST_TRIAL
+        if ratio > BETTER:
+            self.drafting = not self.drafting
+            self.pause = COMMON_TRIAL if loss > OBVIOUS else FIRST_TRIAL
         else:
             self.pause = rarest if loss > CLEAR else min(rarest, 2.0 * self.pause)
+        self.put_off(now, window)
+
+    def put_off(self, now: float, window: float) -> None:
         self.trial_at = now + self.pause * window
 
 
@@ -69,13 +75,17 @@ class Governor:
         self.drafting = True
         self._crowds: dict[int, Crowd] = {}
         self._size = 0
-        """Of the present crowd: floor(log2(sessions))."""
+        """Of the present crowd: about log2(sessions)."""
         self._present = False
         self._interval = Smoothed(0.05)
         self._last: float | None = None
         """End of the last step, while sessions are open."""
-        self._began = self._counted_from = 0.0
+        self._counted_from = 0.0
         self._earned = self._seconds = 0.0
+        self._before = Smoothed(BEFORE_SHARE)
+        """Earnings per second in the windows as usual since the crowd or its ways changed."""
+        self._tried = 0.0
+        """Those of a trial that is over but not judged yet."""
 
     @property
     def window(self) -> float:
@@ -94,7 +104,7 @@ class Governor:
     def stepped(self, earned: float, sessions: int, comparable: bool, now: float) -> None:
         """A step of `sessions` open sessions has earned so much. `comparable`: it held no prefill, and drafting is what the
         policy wants."""
-        size = max(1, sessions).bit_length() - 1
+        size = self._sized(math.log2(max(1, sessions)))
         last, self._last = self._last, now
         if size != self._size or not self._present:
             self._begin(size, now)
@@ -104,27 +114,51 @@ class Governor:
         if last >= self._counted_from:
             self._earned += earned
             self._seconds += now - last
-        if now - self._began >= self.window and self._earned > 0.0 and self._seconds > 0.0:
-            self._end(now)
+        if now - self._counted_from >= (1.0 - SETTLING) * self.window and self._earned > 0.0 and self._seconds > 0.0:
+            self._end(self._crowds[self._size], self._earned / self._seconds, now)
+
+    def _sized(self, exact: float) -> int:
+        """The present crowd while it fits: sessions come and go, and what is being tried should not end with each of them."""
+        return self._size if self._present and abs(exact - self._size) <= SAME_CROWD else round(exact)
 
     def _begin(self, size: int, now: float) -> None:
         """Another crowd: what it is known to do best, or else what the nearest one does."""
+        before = self._crowds.get(self._size)
+        if before is not None and self.drafting != before.drafting:
+            before.put_off(now, self.window)  # cut short; not again at once
         self._size, self._present = size, True
         if size not in self._crowds:
             near = min(self._crowds, key=lambda other: abs(other - size), default=None)
             drafting = self._crowds[near].drafting if near is not None else True
             self._crowds[size] = Crowd(drafting, trial_at=now + FIRST_TRIAL * self.window)
+        self._before, self._tried = Smoothed(BEFORE_SHARE), 0.0
         self._open(self._crowds[size].drafting, now)
 
-    def _end(self, now: float) -> None:
-        crowd, window = self._crowds[self._size], now - self._began
-        crowd.learn(self.drafting, self._earned / self._seconds, now, window)
-        trial = self.drafting == crowd.drafting and now >= crowd.trial_at
+    def _end(self, crowd: Crowd, rate: float, now: float) -> None:
+        """A window has ended."""
+        if self.drafting != crowd.drafting:
+            self._tried = rate
+            if abs(math.log(rate / self._before.value)) > OBVIOUS:
+                self._judge(crowd, self._before.value, now)
+        else:
+            if self._tried:
+                self._judge(crowd, math.sqrt(self._before.value * rate), now)
+            self._before.observe(rate)
+        trial = now >= crowd.trial_at and self._before.value > 0.0 and not self._tried
         self._open(crowd.drafting is not trial, now)
+
+    def _judge(self, crowd: Crowd, usual: float, now: float) -> None:
+        was = crowd.drafting
+        crowd.learn(self._tried / usual, now, self.window)
+        self._tried = 0.0
+        if crowd.drafting != was:
+            self._before = Smoothed(BEFORE_SHARE)
 
     def _open(self, drafting: bool, now: float) -> None:
         """Begin a window. One that only goes on as the last did has nothing to settle."""
-        settling = SETTLING * self.window if drafting != self.drafting else 0.0
+        settling = 0.0
+        if drafting != self.drafting:
+            settling = max(SETTLING * self.window, SETTLING_INTERVALS * self._interval.value)
         self.drafting = drafting
-        self._began, self._counted_from = now, now + settling
+        self._counted_from = now + settling
         self._earned = self._seconds = 0.0
