@@ -12,7 +12,7 @@ import asyncio
 import heapq
 import selectors
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextvars import Context, copy_context
 from typing import Any, TypeVar
 
@@ -56,6 +56,17 @@ class _Call:
 
 def _nothing() -> None:
     pass
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def sleep(seconds: float) -> Awaitable[None]:
+    """asyncio.sleep, in less time on this loop."""
+    loop = asyncio.get_running_loop()
+    return loop.nap(seconds) if isinstance(loop, VirtualLoop) else asyncio.sleep(seconds)
 
 
 class NoFiles(selectors.BaseSelector):
@@ -120,6 +131,12 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._asked += 1
         heapq.heappush(self._timers, (when, self._asked, call))
         return call
+
+    def nap(self, seconds: float) -> asyncio.Future[None]:
+        """As asyncio.sleep, with less around it: await it at once."""
+        future: asyncio.Future[None] = self.create_future()
+        self.call_at(self._now + seconds, _wake, future)
+        return future
 
     def _run_once(self) -> None:
         """Everything that can run now; if that is nothing, what the next moment brings."""

@@ -53,12 +53,16 @@ class Drift:
         self._times = [time for time, _ in tier.drift]
         self._changes = [change for _, change in tier.drift]
 
+    @property
+    def of_time(self) -> Callable[[float], float]:
+        return self if self._times else lambda now: self.base
+
     def __call__(self, now: float) -> float:
         if not self._times:
             return self.base
         at = bisect.bisect_right(self._times, now)
-        if at == 0 or at == len(self._times):
-            return self._clip(self._changes[max(0, at - 1)] if at else self._changes[0])
+        if at in (0, len(self._times)):
+            return self._clip(self._changes[max(0, at - 1)])
         start, end = self._times[at - 1 : at + 1]
         before, after = self._changes[at - 1 : at + 1]
         return self._clip(before + (after - before) * (now - start) / (end - start))
@@ -99,7 +103,7 @@ class Device:
         self.up = Way(up, network.jitter, network.bandwidth_up, random.Random(rng.getrandbits(64)))
         self.down = Way(down, network.jitter, network.bandwidth_down, random.Random(rng.getrandbits(64)))
         self.speculator = ModelledSpeculator(
-            Drift(tier, rng),
+            Drift(tier, rng).of_time,
             tier.draft_seconds.draw(rng),
             random.Random(rng.getrandbits(64)),
             shared=shared,
@@ -176,9 +180,9 @@ class Device:
             round_trip_seconds=self._pace.round_trip.value,
         )
         link = Link(site.verifier, self.identity, self.up, self.down, site.name)
-        drafting = ModelledDrafting(self.speculator)
-        session = DraftingSession(opening, link, drafting, self._clock, pace=self._pace)
         truth = Truth(prompt)
+        drafting = ModelledDrafting(self.speculator, truth)
+        session = DraftingSession(opening, link, drafting, self._clock, pace=self._pace)
         try:
             async with aclosing(session.run()) as messages:
                 async for message in messages:

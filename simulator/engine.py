@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
 from scheduler.step_time import StepShape
+from simulator.clock import sleep
 from simulator.pages import Held, PagePool
 from simulator.text import ID_BYTES, VOCABULARY, follow
 from specfleet.core.step import PAGE_SIZE, StepItem, StepResult
@@ -73,7 +73,7 @@ class ModelledEngine:
         results = [self._one(item) for item in items]
         self.busy_seconds += seconds
         self.steps += 1
-        await asyncio.sleep(seconds)
+        await sleep(seconds)
         return results
 
     def _shape(self, items: Sequence[StepItem]) -> BatchShape:

@@ -51,7 +51,7 @@ class Pipe:
         self._arrived: deque[Any] = deque()
         self._under_way: deque[Any] = deque()
         self._last = 0.0
-        self._reader: asyncio.Future[None] | None = None
+        self._reader: asyncio.Future[Any] | None = None
 
     def put(self, message: Any, count: int) -> None:
         self._last = max(self._last, self._way.arrival(self._loop.time(), count))
@@ -59,15 +59,18 @@ class Pipe:
         self._loop.call_at(self._last, self._arrive)
 
     def _arrive(self) -> None:
-        self._arrived.append(self._under_way.popleft())
-        if self._reader is not None and not self._reader.done():
-            self._reader.set_result(None)
+        message, reader = self._under_way.popleft(), self._reader
+        if reader is None or reader.done():
+            self._arrived.append(message)
+        else:
+            reader.set_result(message)
 
     async def get(self) -> Any:
-        while not self._arrived:
-            self._reader = self._loop.create_future()
-            await self._reader
-        return self._arrived.popleft()
+        """The next message. One reader at a time; one that is cancelled with a message in hand has lost it."""
+        if self._arrived:
+            return self._arrived.popleft()
+        self._reader = self._loop.create_future()
+        return await self._reader
 
 
 class Link:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Callable, Sequence
 
 from drafter.speculators import Guess
+from simulator.clock import sleep
 from simulator.text import VOCABULARY, Truth
 from specfleet.core.types import SamplingParams
 
 GUESSES = tuple(Guess(token) for token in range(VOCABULARY))
-LONGEST_BRANCH = 512
-"""Guesses beyond the confirmed text that a drafter may have; more than any policy grants."""
+LONGEST_BRANCH = 64
+"""Guesses beyond the confirmed text that a drafter may have; more than any policy grants, and than a verifier keeps."""
+UNREAL = 7
+"""What is added to the right token where a guess stands behind a wrong one."""
 
 
 class ModelledSpeculator:
@@ -40,6 +44,14 @@ class ModelledSpeculator:
         self.cold_start = cold_start
         """What is left of it."""
         self.machine = asyncio.Lock() if shared else None
+        self.clock = asyncio.get_running_loop().time
+
+    def run(self, count: int) -> int:
+        """How many of the next `count` guesses are right before the first that is not: one draw for all of them."""
+        rate, chance = self.acceptance(self.clock()), self.rng.random()
+        if count == 1 or not 0.0 < rate < 1.0:
+            return count if chance < rate else 0
+        return min(count, int(math.log(1.0 - chance) / math.log(rate)))
 
     def start(self, sampling: SamplingParams) -> ModelledDrafting:
         return ModelledDrafting(self)
@@ -50,38 +62,38 @@ class ModelledDrafting:
 
     __slots__ = ("_speculator", "_truth", "drafted", "name", "stride")
 
-    def __init__(self, speculator: ModelledSpeculator) -> None:
+    def __init__(self, speculator: ModelledSpeculator, truth: Truth | None = None) -> None:
+        """`truth`: the text, for who works it out anyway."""
         self.name = speculator.name
         self.stride = speculator.stride
         self.drafted = 0
         """Tokens, those included that nobody waited for any more."""
         self._speculator = speculator
-        self._truth: Truth | None = None
+        self._truth = truth
 
     def start(self, sampling: SamplingParams) -> ModelledDrafting:
         return self
 
     async def draft(self, text: Sequence[int], count: int) -> list[Guess]:
-        own, end = self._speculator, len(text)
-        if self._truth is None:
-            self._truth = Truth(text)  # nothing was guessed yet, so all of it is confirmed
+        own, truth = self._speculator, self._truth
+        if truth is None:
+            truth = self._truth = Truth(text)  # nothing was guessed yet, so all of it is confirmed
         if own.machine is None:
             await self._work(count)
         else:
             async with own.machine:
                 await self._work(count)
-        truth = self._truth
-        known = max(truth.start, end - LONGEST_BRANCH)
-        right = list(text[known:]) == truth.between(known, end)
-        rate, chance = own.acceptance(asyncio.get_running_loop().time()), own.rng.random
-        guesses = []
-        for token in truth.between(end, end + count):
-            if right and chance() >= rate:
-                right = False
-                token += 1
-            elif not right:  # behind a wrong guess any token will do; sometimes it is the right one
-                token += 7 if chance() >= rate else 0
-            guesses.append(GUESSES[token % VOCABULARY])
+        end = len(text)
+        start = max(truth.start, end - LONGEST_BRANCH)
+        tokens = truth.between(start, end + count)
+        behind = end - start
+        if list(text[start:]) != tokens[:behind]:
+            return [GUESSES[(token + UNREAL) % VOCABULARY] for token in tokens[behind:]]
+        right = own.run(count)
+        guesses = [GUESSES[token] for token in tokens[behind : behind + right]]
+        if right < count:
+            guesses.append(GUESSES[(tokens[behind + right] + 1) % VOCABULARY])
+            guesses += [GUESSES[(token + UNREAL) % VOCABULARY] for token in tokens[behind + right + 1 :]]
         return guesses
 
     async def _work(self, tokens: int) -> None:
@@ -89,12 +101,11 @@ class ModelledDrafting:
         own = self._speculator
         warming, own.cold_start = own.cold_start, 0.0
         seconds = tokens * own.draft_seconds + warming
-        clock = asyncio.get_running_loop().time
-        start = clock()
+        start = own.clock()
         try:
-            await asyncio.sleep(seconds)
+            await sleep(seconds)
         except asyncio.CancelledError:
-            spent = clock() - start
+            spent = own.clock() - start
             own.seconds += spent
             self.drafted += min(tokens, int(max(0.0, spent - warming) / own.draft_seconds))
             raise
@@ -104,12 +115,12 @@ class ModelledDrafting:
     async def score(self, text: Sequence[int], count: int) -> int | None:
         own = self._speculator
         if own.machine is None:
-            await asyncio.sleep(own.draft_seconds)
+            await sleep(own.draft_seconds)
         else:
             async with own.machine:
-                await asyncio.sleep(own.draft_seconds)
+                await sleep(own.draft_seconds)
         own.seconds += own.draft_seconds
-        rate = own.acceptance(asyncio.get_running_loop().time())
+        rate = own.acceptance(own.clock())
         return sum(own.rng.random() < rate for _ in range(count))
 
     def close(self) -> None:

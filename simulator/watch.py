@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from simulator.counters import Row, Tally
 from specfleet.core.clock import Clock
@@ -37,26 +37,32 @@ class Nowhere:
 
 
 class Both:
-    """Several at a time."""
+    """Several at a time; nobody is asked who keeps nothing."""
 
     def __init__(self, sinks: Sequence[Sink]) -> None:
-        self._sinks = sinks
+        self.request = _each([sink.request for sink in sinks if not _idle(sink, "request")])
+        self.round = _each([sink.round for sink in sinks if not _idle(sink, "round")])
+        self.event = _each([sink.event for sink in sinks if not _idle(sink, "event")])
+        self.step = _each([sink.step for sink in sinks if not _idle(sink, "step")])
 
-    def request(self, row: Row) -> None:
-        for sink in self._sinks:
-            sink.request(row)
 
-    def round(self, now: float, row: Row, verdict: Verdict) -> None:
-        for sink in self._sinks:
-            sink.round(now, row, verdict)
+def _idle(sink: Sink, name: str) -> bool:
+    return getattr(type(sink), name) is getattr(Nowhere, name)
 
-    def event(self, now: float, name: str, row: Row) -> None:
-        for sink in self._sinks:
-            sink.event(now, name, row)
 
-    def step(self, verifier: str, start: float, seconds: float, sequences: int, tokens: int) -> None:
-        for sink in self._sinks:
-            sink.step(verifier, start, seconds, sequences, tokens)
+def _each(takers: Sequence[Callable[..., None]]) -> Callable[..., None]:
+    if len(takers) < 2:
+        return takers[0] if takers else _nobody
+
+    def tell(*what: Any) -> None:
+        for taker in takers:
+            taker(*what)
+
+    return tell
+
+
+def _nobody(*what: Any) -> None:
+    pass
 
 
 class Watch(Silent):
