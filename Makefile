@@ -54,6 +54,14 @@ typecheck: install  ## mypy
 properties: install  ## 10,000 random histories of the scheduler, 300 worlds by brute force (make test runs 60 and 20)
 	@SPECFLEET_EXAMPLES=10000 $(PY) -m pytest tests/properties/test_scheduler.py tests/unit/test_policies.py --timeout 7200 -q
 
+.PHONY: nightly
+nightly: install  ## 2,000 worlds of crashes, partitions and drains (make test plays 200; SPECFLEET_SEED=N plays one)
+	@SPECFLEET_SEEDS=2000 $(PY) -m pytest tests/simulation/test_faults.py --timeout 7200 -q
+
+.PHONY: soak
+soak: install  ## 32 streams while daemons are killed 20 times (make test: 8 streams, a few times)
+	@SPECFLEET_SOAK=1 $(PY) -m pytest tests/integration/test_survival.py --timeout 3600 -q
+
 .PHONY: protos
 protos: install  ## regenerate specfleet/v1 from protos/
 	@$(PY) protos/generate.py

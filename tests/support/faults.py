@@ -262,11 +262,12 @@ class User:
             return
 
     def check(self, ids: list[int], text: str, reason: FinishReason) -> None:
+        who = self.request.request_id
         if self.reason is FinishReason.CANCELLED:
-            assert ids[: len(self.ids)] == self.ids
-            assert text.startswith(self.text)
-        else:
-            assert (ids, text, reason) == (self.ids, self.text, self.reason)
+            assert ids[: len(self.ids)] == self.ids and text.startswith(self.text), f"{who}: {self.ids} {self.text!r}"
+            return
+        assert ids == self.ids, f"{who}: got {self.ids}, must have {ids}"
+        assert (text, reason) == (self.text, self.reason), f"{who}: got {self.text!r} {self.reason}, must have {text!r}"
 
 
 class Alone:
