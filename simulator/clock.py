@@ -25,33 +25,46 @@ class Stalled(RuntimeError):
     """Everybody waits for something that no timer will bring."""
 
 
+BARE = Context()
+"""For callbacks that look at no context variable: nothing to copy."""
+
+
 class _Call:
     """A callback that waits for its turn; what asyncio calls a handle."""
 
-    __slots__ = ("_args", "_callback", "_cancelled", "_context", "_loop", "_when")
+    __slots__ = ("args", "callback", "context")
 
-    def __init__(
-        self, loop: VirtualLoop, callback: Callable[..., object], args: tuple[Any, ...], context: Context, when: float
-    ) -> None:
-        self._loop = loop
-        self._callback = callback
-        self._args = args
-        self._context = context
-        self._cancelled = False
-        self._when = when
+    def __init__(self, callback: Callable[..., object], args: tuple[Any, ...], context: Context) -> None:
+        self.callback = callback
+        self.args = args
+        self.context = context
 
     def cancel(self) -> None:
-        if not self._cancelled:
-            self._cancelled = True
-            self._callback, self._args = _nothing, ()
-            if self._when >= 0.0:
-                self._loop.timers_cancelled += 1
+        self.callback, self.args = _nothing, ()
 
     def cancelled(self) -> bool:
-        return self._cancelled
+        return self.callback is _nothing
 
-    def when(self) -> float:
-        return self._when
+
+class _Timer(_Call):
+    """One that waits for its moment first."""
+
+    __slots__ = ("_loop", "waits")
+
+    def __init__(
+        self, callback: Callable[..., object], args: tuple[Any, ...], context: Context, loop: VirtualLoop
+    ) -> None:
+        self.callback = callback
+        self.args = args
+        self.context = context
+        self.waits = True
+        """It is in the loop's heap."""
+        self._loop = loop
+
+    def cancel(self) -> None:
+        if self.callback is not _nothing:
+            self.callback, self.args = _nothing, ()
+            self._loop.timers_cancelled += self.waits
 
 
 def _nothing() -> None:
@@ -96,7 +109,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         self._now = 0.0
         self._due: deque[_Call] = deque()
-        self._timers: list[tuple[float, int, _Call]] = []
+        self._timers: list[tuple[float, int, _Timer]] = []
         self._asked = 0
         self.timers_cancelled = 0
         """Cancelled timers that are still in the heap."""
@@ -110,7 +123,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def call_soon(  # type: ignore[override]
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> _Call:
-        call = _Call(self, callback, args, context if context is not None else copy_context(), -1.0)
+        call = _Call(callback, args, context if context is not None else copy_context())
         self._due.append(call)
         return call
 
@@ -121,13 +134,13 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def call_later(  # type: ignore[override]
         self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
-    ) -> _Call:
+    ) -> _Timer:
         return self.call_at(self._now + delay, callback, *args, context=context)
 
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
-    ) -> _Call:
-        call = _Call(self, callback, args, context if context is not None else copy_context(), when)
+    ) -> _Timer:
+        call = _Timer(callback, args, context if context is not None else copy_context(), self)
         self._asked += 1
         heapq.heappush(self._timers, (when, self._asked, call))
         return call
@@ -135,7 +148,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def nap(self, seconds: float) -> asyncio.Future[None]:
         """As asyncio.sleep, with less around it: await it at once."""
         future: asyncio.Future[None] = self.create_future()
-        self.call_at(self._now + seconds, _wake, future)
+        self.call_at(self._now + seconds, _wake, future, context=BARE)
         return future
 
     def _run_once(self) -> None:
@@ -143,37 +156,36 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         due = self._due
         if not due:
             self._advance()
-        for _ in range(len(due)):
-            call = due.popleft()
-            if call._cancelled:
-                continue
-            self.events += 1
+        count, next_one = len(due), due.popleft
+        self.events += count
+        for _ in range(count):
+            call = next_one()
             try:
-                call._context.run(call._callback, *call._args)
+                call.context.run(call.callback, *call.args)
             except (SystemExit, KeyboardInterrupt):
                 raise
             except BaseException as error:  # noqa: BLE001 (as asyncio's own loop does)
-                self.call_exception_handler({"message": f"exception in {call._callback!r}", "exception": error})
+                self.call_exception_handler({"message": f"exception in {call.callback!r}", "exception": error})
 
     def _advance(self) -> None:
         """Let time pass until the next timer, and take in all timers of that moment."""
-        timers = self._timers
+        timers, take = self._timers, heapq.heappop
         if self.timers_cancelled > COMPACT_AT and 2 * self.timers_cancelled > len(timers):
-            timers[:] = [entry for entry in timers if not entry[2]._cancelled]
+            timers[:] = [entry for entry in timers if entry[2].callback is not _nothing]
             heapq.heapify(timers)
             self.timers_cancelled = 0
-        while timers and timers[0][2]._cancelled:
-            heapq.heappop(timers)
+        while timers and timers[0][2].callback is _nothing:
+            take(timers)
             self.timers_cancelled -= 1
         if not timers:
             raise Stalled("everybody waits, and no timer is set")
-        self._now = max(self._now, timers[0][0])
-        while timers and timers[0][0] <= self._now:
-            call = heapq.heappop(timers)[2]
-            if call._cancelled:
+        now = self._now = max(self._now, timers[0][0])
+        while timers and timers[0][0] <= now:
+            call = take(timers)[2]
+            if call.callback is _nothing:
                 self.timers_cancelled -= 1
             else:
-                call._when = -1.0  # out of the heap: cancelling it is no longer counted
+                call.waits = False
                 self._due.append(call)
 
 

@@ -8,6 +8,7 @@ import random
 from collections import deque
 from typing import Any
 
+from simulator.clock import BARE
 from simulator.network import Backend
 from simulator.sizes import size
 from specfleet.core.errors import SpecfleetError
@@ -56,7 +57,7 @@ class Pipe:
     def put(self, message: Any, count: int) -> None:
         self._last = max(self._last, self._way.arrival(self._loop.time(), count))
         self._under_way.append(message)
-        self._loop.call_at(self._last, self._arrive)
+        self._loop.call_at(self._last, self._arrive, context=BARE)
 
     def _arrive(self) -> None:
         message, reader = self._under_way.popleft(), self._reader
