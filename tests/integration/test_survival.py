@@ -10,7 +10,6 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +17,11 @@ import numpy as np
 import pytest
 
 from specfleet import AsyncClient, Reply, SamplingParams
-from support.daemons import ANY_PORT, Daemon, running, wait_until_empty
+from support.daemons import ANY_PORT, Daemon, wait_until_empty
 from support.pair import DRAFT, TARGET, Reference, prompts
 
 SOAK = "SPECFLEET_SOAK" in os.environ
-STREAMS, TOKENS, KILLS = (32, 160, 20) if SOAK else (8, 96, 3)
+STREAMS, TOKENS, KILLS = (32, 160, 20) if SOAK else (8, 64, 3)
 TEMPERATURE, TOP_P = 0.8, 0.95
 READY_SECONDS = 90.0
 POLICY = ("--speculation", "random")
@@ -73,16 +72,16 @@ def free_port() -> int:
 
 
 class Restartable:
-    """A daemon on ports of its own, that can be started again after it was killed."""
+    """A daemon on a port of its own, that can be started again after it was killed."""
 
-    def __init__(self, stack: ExitStack, *arguments: str) -> None:
-        self.arguments = (*arguments, "--listen", f"127.0.0.1:{free_port()}", "--metrics", ANY_PORT)
+    def __init__(self, *arguments: str) -> None:
+        self.address = f"127.0.0.1:{free_port()}"
+        self.arguments = (*arguments, "--listen", self.address, "--metrics", ANY_PORT)
         self.daemon = Daemon(*self.arguments)
-        stack.callback(lambda: self.daemon.stop(20.0))
 
     @property
-    def address(self) -> str:
-        return self.daemon.address
+    def alive(self) -> bool:
+        return self.daemon.process.poll() is None
 
     def wait(self) -> None:
         self.daemon.wait_ready(READY_SECONDS)
@@ -91,41 +90,78 @@ class Restartable:
         self.daemon.process.kill()
         self.daemon.process.wait()
 
-    def start(self) -> None:
-        self.daemon = Daemon(*self.arguments)
-
     async def restart(self, *, kill: bool = True) -> None:
         """Killed, or told to stop; then started, and ready."""
         if kill:
             self.kill()
         else:
             self.daemon.process.send_signal(signal.SIGTERM)
-            assert 0 == await asyncio.to_thread(self.daemon.process.wait, 60.0)
-        self.start()
+            assert 0 == await asyncio.to_thread(self.daemon.process.wait, 60.0), self.daemon.output
+        self.daemon = Daemon(*self.arguments)
         await asyncio.to_thread(self.wait)
 
 
-def verifier(stack: ExitStack, *arguments: str) -> Restartable:
-    return Restartable(stack, "verifier", "--model", str(TARGET), *POLICY, *arguments)
+class Fleet:
+    """Two verifiers; a drafter that knows the first only, and two that know both."""
+
+    def __init__(self) -> None:
+        verifier = ("verifier", "--model", str(TARGET), *POLICY, "--drain-seconds", "1")
+        self.verifiers = [Restartable(*verifier), Restartable(*verifier)]
+        first, second = (("--verifier", one.address) for one in self.verifiers)
+        for one in self.verifiers:
+            one.wait()
+        self.single = Restartable("drafter", "--model", str(DRAFT), *first)
+        self.drafters = [Restartable("drafter", "--model", name, *first, *second) for name in (str(DRAFT), "ngram")]
+        for one in (self.single, *self.drafters):
+            one.wait()
+
+    @property
+    def all(self) -> list[Restartable]:
+        return [self.single, *self.drafters, *self.verifiers]
+
+    def mend(self) -> None:
+        """Start what a test has killed for good."""
+        dead = [one for one in self.all if not one.alive]
+        for one in dead:
+            one.daemon = Daemon(*one.arguments)
+        for one in dead:
+            one.wait()
+
+    def check(self) -> None:
+        """Verifiers hold nothing, and nobody who is alive said anything of a bug."""
+        for one in self.verifiers:
+            if one.alive:
+                wait_until_empty(one.daemon)
+        for one in self.all:
+            assert "Traceback" not in one.daemon.output, one.daemon.output
+
+    def stop(self) -> list[int]:
+        return [one.daemon.stop(30.0) for one in self.all]
 
 
-def drafter(stack: ExitStack, verifiers: Sequence[Restartable], model: str = str(DRAFT)) -> Restartable:
-    where = [flag for one in verifiers for flag in ("--verifier", one.address)]
-    return Restartable(stack, "drafter", "--model", model, *where)
+@pytest.fixture(scope="module")
+def daemons() -> Iterator[Fleet]:
+    fleet = Fleet()
+    try:
+        yield fleet
+        fleet.mend()
+    finally:
+        codes = fleet.stop()
+    assert {0} == set(codes)
 
 
-def clean(*daemons: Restartable) -> None:
-    """They stop with exit code 0, and said nothing of a bug."""
-    for one in daemons:
-        code = one.daemon.stop(30.0)
-        assert 0 == code, one.daemon.output
-        assert "Traceback" not in one.daemon.output, one.daemon.output
+@pytest.fixture
+def fleet(daemons: Fleet) -> Iterator[Fleet]:
+    """All of it alive; afterwards nothing is held."""
+    daemons.mend()
+    yield daemons
+    daemons.check()
 
 
 async def under_load(work: Work, targets: Sequence[str], disturb: Callable[[], Coroutine[Any, Any, None]]) -> int:
     """Streams again and again until the disturbance is over and one more round is whole. Returns how often one resumed."""
     async with AsyncClient(list(targets), timeout=300) as client:
-        disturbance = asyncio.ensure_future(disturb())
+        disturbance = asyncio.create_task(disturb())
         resumes = 0
         try:
             while True:
@@ -141,119 +177,75 @@ async def under_load(work: Work, targets: Sequence[str], disturb: Callable[[], C
 
 
 @pytest.mark.timeout(1800)
-def test_a_verifier_killed_again_and_again(work: Work) -> None:
-    """kill -9 at random moments, restart on the same port: nobody notices but by the wait."""
-    with ExitStack() as stack:
-        one = verifier(stack)
-        one.wait()
-        beside = drafter(stack, [one])
-        beside.wait()
-        rng = np.random.default_rng(1)
+def test_a_verifier_killed_again_and_again(work: Work, fleet: Fleet) -> None:
+    """kill -9 at random moments, restart on the same port, nobody else to go to: a wait, and the same text."""
+    rng = np.random.default_rng(1)
 
-        async def kills() -> None:
-            for _ in range(KILLS):
-                await asyncio.sleep(float(rng.uniform(0.3, 2.5)))
-                await one.restart()
+    async def kills() -> None:
+        for _ in range(KILLS):
+            await asyncio.sleep(float(rng.uniform(0.3, 2.5)))
+            await fleet.verifiers[0].restart()
 
-        resumes = asyncio.run(under_load(work, [beside.address], kills))
-        assert resumes >= KILLS
-        assert beside.daemon.metric("specfleet_drafter_resumes_total") == resumes
-        wait_until_empty(one.daemon)
-        clean(beside, one)
+    resumes = asyncio.run(under_load(work, [fleet.single.address], kills))
+    assert resumes >= KILLS
+    assert resumes == fleet.single.daemon.metric("specfleet_drafter_resumes_total")
 
 
 @pytest.mark.timeout(600)
-def test_one_of_two_verifiers_killed_for_good(work: Work) -> None:
-    """What it had goes on at the other, at once."""
-    with ExitStack() as stack:
-        both = [verifier(stack), verifier(stack)]
-        for one in both:
-            one.wait()
-        beside = drafter(stack, both)
-        beside.wait()
+def test_a_verifier_told_to_stop_is_waited_for(fleet: Fleet) -> None:
+    """SIGTERM while a long text runs, and a new process: ids and text are whole."""
+    sampling = SamplingParams(max_tokens=300, temperature=0.0, ignore_eos=True)
 
-        async def kill() -> None:
-            await asyncio.sleep(1.0)
-            both[0].kill()
+    async def main() -> None:
+        async with AsyncClient(fleet.single.address, timeout=120) as client:
+            undisturbed = await client.generate("The old house", sampling)
+            async with client.stream("The old house", sampling) as stream:
+                async for _ in stream:
+                    if len(stream.token_ids) >= 20:
+                        break
+                await fleet.verifiers[0].restart(kill=False)
+                async for _ in stream:
+                    pass
+            assert (undisturbed.token_ids, undisturbed.text) == (stream.token_ids, stream.text)
 
-        assert 0 < asyncio.run(under_load(work, [beside.address], kill))
-        assert 1 <= beside.daemon.metric("specfleet_drafter_verifier_switches_total")
-        wait_until_empty(both[1].daemon)
-        clean(beside, both[1])
+    asyncio.run(main())
+
+
+@pytest.mark.timeout(600)
+def test_verifiers_restarted_one_after_the_other(work: Work, fleet: Fleet) -> None:
+    """SIGTERM under load, a second for what runs, then a new process: no generation fails, every exit code is 0."""
+
+    async def roll() -> None:
+        for one in fleet.verifiers:
+            await asyncio.sleep(0.7)
+            await one.restart(kill=False)
+
+    asyncio.run(under_load(work, [fleet.drafters[0].address], roll))
 
 
 @pytest.mark.timeout(1800)
-def test_one_of_two_drafters_killed(work: Work) -> None:
-    """The SDK goes on through its second target, another drafter, and later back to the first; then through a verifier."""
-    with ExitStack() as stack:
-        one = verifier(stack)
-        one.wait()
-        drafters = [drafter(stack, [one]), drafter(stack, [one], model="ngram")]
-        for each in drafters:
-            each.wait()
+def test_one_of_two_drafters_killed(work: Work, fleet: Fleet) -> None:
+    """The SDK goes on through its second target; when both drafters are gone, through the verifier itself."""
 
-        async def kills() -> None:
-            for number in range(KILLS if SOAK else 2):
-                await asyncio.sleep(0.7)
-                await drafters[number % 2].restart()
+    async def kills() -> None:
+        for number in range(KILLS if SOAK else 1):
             await asyncio.sleep(0.7)
-            for each in drafters:
-                each.kill()
+            await fleet.drafters[number % 2].restart()
+        await asyncio.sleep(0.7)
+        for each in fleet.drafters:
+            each.kill()
 
-        targets = [each.address for each in drafters] + [one.address]
-        assert 0 < asyncio.run(under_load(work, targets, kills))
-        wait_until_empty(one.daemon)
-        clean(one)
+    targets = [one.address for one in (*fleet.drafters, fleet.verifiers[0])]
+    assert 0 < asyncio.run(under_load(work, targets, kills))
 
 
 @pytest.mark.timeout(600)
-def test_verifiers_restarted_one_after_the_other(work: Work) -> None:
-    """SIGTERM under load, a second for what runs, then a new process: no generation fails, every exit code is 0."""
-    with ExitStack() as stack:
-        both = [verifier(stack, "--drain-seconds", "1"), verifier(stack, "--drain-seconds", "1")]
-        for one in both:
-            one.wait()
-        beside = drafter(stack, both)
-        beside.wait()
+def test_one_of_two_verifiers_killed_for_good(work: Work, fleet: Fleet) -> None:
+    """What it had goes on at the other, at once."""
 
-        async def roll() -> None:
-            for one in both:
-                await asyncio.sleep(0.7)
-                await one.restart(kill=False)
+    async def kill() -> None:
+        await asyncio.sleep(1.0)
+        fleet.verifiers[0].kill()
 
-        asyncio.run(under_load(work, [beside.address], roll))
-        for one in both:
-            wait_until_empty(one.daemon)
-        clean(beside, *both)
-
-
-def test_a_restart_beside_nobody_else_is_waited_for() -> None:
-    """One verifier, told to stop while a long text runs and started again: the text is whole, and there was one resume."""
-    with ExitStack() as stack:
-        one = verifier(stack, "--drain-seconds", "0.2")
-        one.wait()
-        beside = stack.enter_context(running(Daemon(*_drafter_arguments(one))))
-        sampling = SamplingParams(max_tokens=300, temperature=0.0, ignore_eos=True)
-
-        async def main() -> Reply:
-            async with AsyncClient(beside.address, timeout=120) as client:
-                undisturbed = await client.generate("The old house", sampling)
-                async with client.stream("The old house", sampling) as stream:
-                    async for _ in stream:
-                        if len(stream.token_ids) >= 20:
-                            break
-                    await one.restart(kill=False)
-                    async for _ in stream:
-                        pass
-                    assert undisturbed.token_ids == stream.token_ids
-                    assert undisturbed.text == stream.text
-                    return stream.reply
-
-        assert 1 <= asyncio.run(main()).speculation.resumes
-        wait_until_empty(one.daemon)
-        clean(one)
-
-
-def _drafter_arguments(one: Restartable) -> tuple[str, ...]:
-    where = ("--verifier", one.address, "--listen", ANY_PORT, "--metrics", ANY_PORT)
-    return ("drafter", "--model", str(DRAFT), *where)
+    assert 0 < asyncio.run(under_load(work, [fleet.drafters[0].address], kill))
+    assert 1 <= fleet.drafters[0].daemon.metric("specfleet_drafter_verifier_switches_total")
