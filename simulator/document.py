@@ -34,6 +34,18 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+# As in YAML 1.2: on, off, yes and no are words.
+_Loader.yaml_implicit_resolvers = {
+    letter: [(tag, pattern) for tag, pattern in resolvers if letter in "tTfF" or tag != "tag:yaml.org,2002:bool"]
+    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def parse(text: str) -> Any:
+    """YAML as configurations are written in it. Raises yaml.YAMLError, or ConfigurationError for a key that stands twice."""
+    return yaml.load(text, _Loader)  # noqa: S506 (a safe loader)
+
+
 def find(name: str) -> Path:
     """A configuration by path, or by the name of one that ships with the package (`tutorial`, `dsd-600.yaml`).
 
@@ -184,6 +196,8 @@ def _limit(error: Mapping[str, Any]) -> str:
             return "a list"
         case "dict_type" | "model_type" | "model_attributes_type":
             return "a section with keys of its own"
+        case "invalid_key":
+            return "a text: write it in quotes"
         case "too_short":
             return "not empty"
         case _:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from simulator.document import CONFIGS, changed, checked, find, read
+from simulator.document import CONFIGS, changed, checked, find, parse, read
 from simulator.search import cells
 from specfleet.core.errors import ConfigurationError
 
@@ -148,3 +149,18 @@ def test_a_configuration_survives_its_own_manifest() -> None:
     first = checked(document(tiers__phone__acceptance={"uniform": [0.1, 0.9]}, policies=["sled:2", "awc+fifo"]), FILE)
     again = checked(yaml.safe_load(yaml.safe_dump(first.model_dump(mode="json", exclude_none=True))), FILE)
     assert first.model_dump(mode="json") == again.model_dump(mode="json")
+
+
+def test_what_the_documentation_shows_is_right() -> None:
+    """Its whole example, and each section that can be added to it."""
+    text = (Path(__file__).parents[2] / "docs" / "simulator.md").read_text()
+    example, *more = (parse(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL))
+    assert checked(example, FILE).drafters == 400
+    assert len(more) == 2
+    for section in more:
+        assert cells({**example, **section}, FILE)
+
+
+def test_on_and_off_are_words() -> None:
+    assert {"on": 1, "off": 2, "yes": "no"} == parse("{on: 1, off: 2, yes: no}")
+    assert {"a": True} == parse("a: true")
