@@ -30,6 +30,10 @@ SETTLING, SETTLING_INTERVALS = 0.2, 3.0
 who begins to draft has to get ahead first."""
 FIRST_TRIAL, COMMON_TRIAL, RAREST_TRIAL = 2.0, 16.0, 400.0
 """Windows between trials: at first, where they lose little, and at most."""
+QUIET = 8.0
+"""Windows until the first trial of drafting in a crowd that began without."""
+LARGE = 3
+"""Of crowds from this size on (sessions, log 2) nobody drafts until it was tried."""
 SAME_CROWD = 0.75
 """A crowd stays the same up to so many times log 2 more or fewer sessions."""
 CLEAR = 0.1
@@ -59,7 +63,7 @@ class Crowd:
         rarest = min(RAREST_TRIAL, max(COMMON_TRIAL, loss / TRIAL_LOSS))
         if ratio > BETTER:
             self.drafting = not self.drafting
-            self.pause = COMMON_TRIAL if loss > OBVIOUS else FIRST_TRIAL
+            self.pause = rarest / 2.0 if loss > OBVIOUS else FIRST_TRIAL
         else:
             self.pause = rarest if loss > CLEAR else min(rarest, 2.0 * self.pause)
         self.put_off(now, window)
@@ -114,31 +118,47 @@ class Governor:
         if last >= self._counted_from:
             self._earned += earned
             self._seconds += now - last
-        if now - self._counted_from >= (1.0 - SETTLING) * self.window and self._earned > 0.0 and self._seconds > 0.0:
-            self._end(self._crowds[self._size], self._earned / self._seconds, now)
+        if self._earned > 0.0 and self._seconds > 0.0:
+            crowd, rate = self._crowds[self._size], self._earned / self._seconds
+            share = (now - self._counted_from) / ((1.0 - SETTLING) * self.window)
+            beyond_doubt = self.drafting != crowd.drafting and self._apart(rate) > 2.0 * OBVIOUS
+            if share >= (0.5 if beyond_doubt else 1.0):
+                self._end(crowd, rate, now)
+
+    def _apart(self, rate: float) -> float:
+        """How far a trial's rate is from that before it, either way."""
+        return abs(math.log(rate / self._before.value))
 
     def _sized(self, exact: float) -> int:
         """The present crowd while it fits: sessions come and go, and what is being tried should not end with each of them."""
         return self._size if self._present and abs(exact - self._size) <= SAME_CROWD else round(exact)
 
     def _begin(self, size: int, now: float) -> None:
-        """Another crowd: what it is known to do best, or else what the nearest one does."""
+        """Another crowd: what it is known to do best, or else what others suggest."""
         before = self._crowds.get(self._size)
         if before is not None and self.drafting != before.drafting:
             before.put_off(now, self.window)  # cut short; not again at once
         self._size, self._present = size, True
         if size not in self._crowds:
-            near = min(self._crowds, key=lambda other: abs(other - size), default=None)
-            drafting = self._crowds[near].drafting if near is not None else True
-            self._crowds[size] = Crowd(drafting, trial_at=now + FIRST_TRIAL * self.window)
+            drafting = self._guess(size)
+            self._crowds[size] = Crowd(drafting, trial_at=now + (FIRST_TRIAL if drafting else QUIET) * self.window)
         self._before, self._tried = Smoothed(BEFORE_SHARE), 0.0
         self._open(self._crowds[size].drafting, now)
+
+    def _guess(self, size: int) -> bool:
+        """Whether a crowd of unknown habits drafts: the more there are, the less it pays. A few users have the verifier to
+        themselves; many keep it busy alone, and lose more by a wrong beginning than by a late one."""
+        if any(crowd.drafting for other, crowd in self._crowds.items() if other > size):
+            return True
+        if any(not crowd.drafting for other, crowd in self._crowds.items() if other < size):
+            return False
+        return size < LARGE
 
     def _end(self, crowd: Crowd, rate: float, now: float) -> None:
         """A window has ended."""
         if self.drafting != crowd.drafting:
             self._tried = rate
-            if abs(math.log(rate / self._before.value)) > OBVIOUS:
+            if self._apart(rate) > OBVIOUS:
                 self._judge(crowd, self._before.value, now)
         else:
             if self._tried:
