@@ -190,7 +190,7 @@ class Call(Generic[Up, Down]):
                 if refusal is not None:
                     self.down.put(refusal)
                     continue
-                self._host.calls.add(self)
+                self._host.calls[self] = None
                 self._serving = asyncio.create_task(self._serve(end))
 
     async def _serve(self, end: ServerEnd[Up, Down]) -> None:
@@ -203,7 +203,7 @@ class Call(Generic[Up, Down]):
             self._host.bugs.append(error)
             raise
         finally:
-            self._host.calls.discard(self)
+            self._host.calls.pop(self, None)
 
     async def _client_keepalive(self) -> None:
         await self._link.broken()
@@ -261,7 +261,8 @@ class Host:
         self.name = name
         self.up = False
         self.draining = False
-        self.calls: set[Call[Any, Any]] = set()
+        self.calls: dict[Call[Any, Any], None] = {}
+        """In the order they came: a set's would differ from process to process."""
         self.bugs: list[Exception] = []
         """What handlers raised that no handler may."""
 

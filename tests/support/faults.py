@@ -240,6 +240,7 @@ class User:
     text: str = ""
     reason: FinishReason | None = None
     resumes: int = 0
+    done_at: float = 0.0
 
     async def run(self, servers: Callable[[], list[sdk.Server]], rng: np.random.Generator) -> None:
         await asyncio.sleep(self.at)
@@ -259,6 +260,7 @@ class User:
                 continue
             self.ids, self.text, self.reason = list(stream.token_ids), stream.text, stream.finish_reason
             self.resumes = stream.speculation.resumes
+            self.done_at = asyncio.get_running_loop().time()
             return
 
     def check(self, ids: list[int], text: str, reason: FinishReason) -> None:
@@ -368,6 +370,9 @@ class World:
         await asyncio.gather(*faults)
         for user in self.users:
             user.check(*await undisturbed(user.request, self.settings.ends))
+            self.log.append(
+                f"{user.done_at!r} {user.request.request_id}: {len(user.ids)} tokens, {user.resumes} resumes"
+            )
         await asyncio.sleep(60.0)  # the last cancellation has arrived, the last keepalive has fired
         for node in (*self.verifiers, *self.drafters):
             node.check()
