@@ -9,6 +9,7 @@ import asyncio
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -225,12 +226,12 @@ def test_verifiers_restarted_one_after_the_other(work: Work, fleet: Fleet) -> No
 
 @pytest.mark.timeout(1800)
 def test_one_of_two_drafters_killed(work: Work, fleet: Fleet) -> None:
-    """The SDK goes on through its second target; when both drafters are gone, through the verifier itself."""
+    """Killed or told to stop, the SDK goes on through its second target; with both gone, through the verifier itself."""
 
     async def kills() -> None:
         for number in range(KILLS if SOAK else 1):
             await asyncio.sleep(0.7)
-            await fleet.drafters[number % 2].restart()
+            await fleet.drafters[number % 2].restart(kill=number % 4 < 2)
         await asyncio.sleep(0.7)
         for each in fleet.drafters:
             each.kill()
@@ -249,3 +250,20 @@ def test_one_of_two_verifiers_killed_for_good(work: Work, fleet: Fleet) -> None:
 
     assert 0 < asyncio.run(under_load(work, [fleet.drafters[0].address], kill))
     assert 1 <= fleet.drafters[0].daemon.metric("specfleet_drafter_verifier_switches_total")
+
+
+@pytest.mark.skipif(not SOAK, reason="waits for keepalive; make soak")
+@pytest.mark.timeout(600)
+def test_a_frozen_verifier_is_left(work: Work, fleet: Fleet) -> None:
+    """One of two stops answering and stays connected: found by keepalive, and its streams go on at the other. Thawed, it lets
+    go of what nobody waits for any more."""
+
+    async def freeze() -> None:
+        await asyncio.sleep(1.0)
+        fleet.verifiers[0].daemon.process.send_signal(signal.SIGSTOP)
+
+    try:
+        assert 0 < asyncio.run(under_load(work, [fleet.drafters[0].address], freeze))
+    finally:
+        fleet.verifiers[0].daemon.process.send_signal(signal.SIGCONT)
+    time.sleep(2.0)
