@@ -30,6 +30,10 @@ BOUNDS = np.array([[0.2, 3.0], [0.05, 3.0], [0.2, 5.0], [0.2, 5.0]])
 GUESS_BOUNDS = np.array([[1e-3, 1e3]] * 4)
 """Likewise where the profile is a guess."""
 ERROR_SHARE = 0.05
+PACE_SHARE = 0.15
+"""What a step counts in the machine's present pace."""
+SUDDEN = 0.5
+"""And a step that took much more or less than foretold counts as if it had been so far off (log)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +115,9 @@ class StepTimeModel:
         # A profile may say 0 of what its machine does not show; that, too, is only believed until steps say otherwise.
         self._unit = np.maximum(profile.coefficients, UNPROFILED.coefficients * 1e-3)
         self._scale = np.ones(4)
+        self._pace = 0.0
+        """Log of how much slower steps are at present than the fit says: who else uses the machine comes and goes faster
+        than the fit forgets."""
         # Normal equations in multiples of the profile, of errors relative to each step's own time.
         self._information = np.eye(4) * RIDGE
         self._moment = np.ones(4) * RIDGE
@@ -118,7 +125,7 @@ class StepTimeModel:
     @property
     def coefficients(self) -> Vector:
         """fixed, per_token, per_cached, per_pair: seconds."""
-        return self._unit * self._scale
+        return self._unit * self._scale * math.exp(self._pace)
 
     def predict(self, shape: StepShape) -> float:
         """Seconds that a step of this shape will take."""
@@ -132,8 +139,10 @@ class StepTimeModel:
         """A step of this shape took `seconds`."""
         if not math.isfinite(seconds) or seconds <= 0.0:
             return
-        self.error += ERROR_SHARE * (min(1.0, abs(self.predict(shape) / seconds - 1.0)) - self.error)
+        expected = self.predict(shape)
+        self.error += ERROR_SHARE * (min(1.0, abs(expected / seconds - 1.0)) - self.error)
         self.observed += 1
+        self._pace += PACE_SHARE * min(SUDDEN, max(-SUDDEN, math.log(seconds / expected)))
         row = shape.features * self._unit / seconds
         ridge = RIDGE * (1.0 - FORGETTING)
         self._information = FORGETTING * self._information + np.outer(row, row) + ridge * np.eye(4)

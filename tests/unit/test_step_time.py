@@ -50,13 +50,37 @@ def test_it_follows_a_machine_that_becomes_slower() -> None:
 
 
 def test_what_the_load_does_not_explore_stays_within_bounds_of_the_profile() -> None:
-    """Thousands of equal steps teach one number; no coefficient leaves its bounds."""
+    """Thousands of equal steps teach one number; no coefficient leaves its bounds, and what is left is the machine's pace,
+    which all of them share."""
     profile = StepProfile(0.01, 1e-4, 1e-7, 1e-8)
     model = StepTimeModel(profile)
+    shape = StepShape.of([(1, 100)])
     for _ in range(3000):
-        model.observe(StepShape.of([(1, 100)]), 0.5)
+        model.observe(shape, 0.5)
+    assert 0.5 == pytest.approx(model.predict(shape), rel=0.01)
     scale = model.coefficients / profile.coefficients
-    assert np.all(scale >= BOUNDS[:, 0] - 1e-9) and np.all(scale <= BOUNDS[:, 1] + 1e-9)
+    pace = scale / np.clip(scale, BOUNDS[:, 0], BOUNDS[:, 1])
+    assert np.all(scale / pace.max() <= BOUNDS[:, 1] + 1e-9)
+
+
+def test_a_machine_that_is_shared_for_a_while_is_noticed_within_steps() -> None:
+    """All steps take 1.6 times as long from one moment on: after 20 of them predictions are within 10 % again, for shapes
+    that were not seen since, too."""
+    rng = np.random.default_rng(0)
+    model = StepTimeModel()
+
+    def seconds(shape: StepShape) -> float:
+        return 0.01 + 3e-4 * shape.tokens + 1e-6 * shape.cached
+
+    def shapes(count: int, most: int) -> list[StepShape]:
+        return [StepShape.of([(int(rng.integers(1, most)), int(rng.integers(1, 900)))]) for _ in range(count)]
+
+    for shape in shapes(400, 60):
+        model.observe(shape, seconds(shape) * float(rng.normal(1.0, 0.03)))
+    for shape in shapes(20, 8):
+        model.observe(shape, 1.6 * seconds(shape) * float(rng.normal(1.0, 0.03)))
+    errors = [abs(model.predict(shape) / (1.6 * seconds(shape)) - 1.0) for shape in shapes(50, 60)]
+    assert np.mean(errors) < 0.1
 
 
 @pytest.mark.parametrize("seconds", [math.nan, math.inf, -1.0, 0.0])
