@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from specfleet.core.errors import ConfigurationError, InternalError, InvalidRequest, ModelMismatch
 from specfleet.core.generation import (
@@ -139,10 +140,11 @@ def _open_from_proto(proto: verification_pb2.Open) -> Open:
     _check_request_id(proto.request_id)
     if not proto.prompt_token_ids:
         raise InvalidRequest.field("prompt_token_ids", "is empty, must hold at least one token")
+    sampling = sampling_from_proto(proto.sampling)
     return Open(
         prompt=tuple(proto.prompt_token_ids),
-        output=tuple(proto.output_token_ids),
-        sampling=sampling_from_proto(proto.sampling),
+        output=_output(proto.output_token_ids, sampling),
+        sampling=sampling,
         request_id=proto.request_id,
         service_class=proto.service_class,
         model=proto.model,
@@ -392,6 +394,16 @@ def _check_request_id(request_id: str) -> None:
         raise InvalidRequest.field("request_id", f"has {len(request_id)} characters, at most {MAX_REQUEST_ID}")
 
 
+def _output(ids: Sequence[int], sampling: SamplingParams) -> tuple[int, ...]:
+    """Output that a generation goes on behind: no more than it may have."""
+    if len(ids) > sampling.max_tokens:
+        raise InvalidRequest.field(
+            "output_token_ids",
+            f"has {len(ids)} tokens, more than max_tokens, which is {sampling.max_tokens} for all of it",
+        )
+    return tuple(ids)
+
+
 def _seconds(name: str, value: float) -> float:
     """A reported duration: absurd reports (negative, infinite, over an hour) read as NaN, for the receiver to ignore and
     count. They only affect the reporter's own share, so they are no reason to refuse it."""
@@ -422,15 +434,16 @@ def generate_request_to_proto(request: GenerationRequest) -> generation_pb2.Gene
 def generate_request_from_proto(proto: generation_pb2.GenerateRequest) -> GenerationRequest:
     """Raises InvalidRequest for what is not well-formed."""
     given = proto.WhichOneof("input")
+    sampling = sampling_from_proto(proto.sampling)
     return GenerationRequest(
-        sampling=sampling_from_proto(proto.sampling),
+        sampling=sampling,
         prompt=proto.prompt if given == "prompt" else None,
         chat=tuple(ChatMessage(one.role, one.content) for one in proto.chat.messages) if given == "chat" else None,
         prompt_token_ids=tuple(proto.prompt_token_ids.token_ids) if given == "prompt_token_ids" else None,
         request_id=proto.request_id,
         service_class=proto.service_class,
         model=proto.model,
-        output_token_ids=tuple(proto.output_token_ids),
+        output_token_ids=_output(proto.output_token_ids, sampling),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from hypothesis import strategies as st
 
@@ -69,7 +70,7 @@ OPENS = st.builds(
     can_draft=st.booleans(),
     draft_seconds_per_token=SECONDS,
     round_trip_seconds=SECONDS,
-)
+).map(lambda one: replace(one, output=one.output[: one.sampling.max_tokens]))
 
 
 @st.composite
@@ -143,7 +144,7 @@ GENERATIONS = _INPUTS.flatmap(
         output_token_ids=ids(),
         **{key: st.just(value) for key, value in given.items()},
     )
-)
+).map(lambda one: replace(one, output_token_ids=one.output_token_ids[: one.sampling.max_tokens]))
 
 
 @st.composite

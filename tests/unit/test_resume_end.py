@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from specfleet.core.errors import PromptTooLong
+from specfleet.core.errors import InvalidRequest, PromptTooLong
+from specfleet.core.generation import GenerationRequest
 from specfleet.core.protocol import Finished, Open, Opened
 from specfleet.core.types import FinishReason, SamplingParams
+from specfleet.wire import codec
 from support.engine import reference
 from support.fleet import fleet
 
@@ -33,3 +35,16 @@ async def test_a_text_that_filled_its_room_ends_there(room: dict[str, int]) -> N
         with pytest.raises(PromptTooLong):
             await one.generate([5] * 64, ENDLESS)
         await one.quiet()
+
+
+def test_more_output_than_was_asked_for_is_refused() -> None:
+    """By name, with both numbers, at the border: to a drafter and to a verifier. All of it is nothing to refuse."""
+    few = SamplingParams(max_tokens=2)
+    request = GenerationRequest(prompt="x", sampling=few, output_token_ids=(1, 2, 3))
+    opening = Open(prompt=(1,), sampling=few, output=(1, 2, 3))
+    with pytest.raises(InvalidRequest, match="output_token_ids: has 3 tokens, more than max_tokens, which is 2"):
+        codec.generate_request_from_proto(codec.generate_request_to_proto(request))
+    with pytest.raises(InvalidRequest, match="output_token_ids: has 3 tokens, more than max_tokens, which is 2"):
+        codec.verify_request_from_proto(codec.verify_request_to_proto(opening))
+    whole = Open(prompt=(1,), sampling=few, output=(1, 2))
+    assert whole == codec.verify_request_from_proto(codec.verify_request_to_proto(whole))
