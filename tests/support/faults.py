@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,20 +23,16 @@ from drafter.speculators.ngram import Ngram
 from scheduler import Scheduler, SchedulerConfig, routing
 from simulator.faults import GenerationLink, Host, Link, VerifierLink
 from specfleet.client import stream as sdk
-from specfleet.core.clock import Clock
-from specfleet.core.errors import Overloaded, SpecfleetError
-from specfleet.core.generation import Completed, GenerationRequest, Tokens
-from specfleet.core.protocol import Finished, Open, Opened, Verdict
+from specfleet.core.errors import SpecfleetError
+from specfleet.core.generation import GenerationRequest
 from specfleet.core.step import StepItem, StepResult
-from specfleet.core.types import LOCAL, FinishReason, Mode, ModelInfo, SamplingParams, Usage
-from specfleet.core.vocabulary import Vocabulary
+from specfleet.core.types import ModelInfo, SamplingParams
 from specfleet.text import TextGenerator
-from support.engine import VOCABULARY, FakeEngine, drafter_rule, reference
+from support.engine import VOCABULARY, FakeEngine, drafter_rule
+from support.users import CONTEXT, TABLE, Letters, User, skewed, undisturbed
 from verifier.loop import BatchLoop
 from verifier.verifier import Limits, TargetOnly, Verifier
 
-TABLE = Vocabulary(tuple(f"t{i}" for i in range(VOCABULARY)), ())
-CONTEXT = 200
 POLICIES = (
     *("none", "fixed:1", "fixed:4", "fixed:8", "stream", "stream:3", "random"),
     *("fair-goodput", "fair-goodput:0", "goodspeed:12", "smartspec", "awc", "ladder"),
@@ -45,17 +41,6 @@ FAULTS_SECONDS = 12.0
 """Everything that breaks does so within; it is mended some time after."""
 LIMIT_SECONDS = 600.0
 """By then everybody has got everything, or something hangs."""
-PIECES = tuple(
-    b"\xc3" if index % 7 == 0 else b"\xa9" if index % 7 == 1 else f"{chr(97 + index % 26)} "[: 1 + index % 2].encode()
-    for index in range(VOCABULARY)
-)
-
-
-class Letters:
-    """A tokenizer with letters, and a character that takes two tokens."""
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        return b"".join(PIECES[index] for index in token_ids).decode(errors="replace")
 
 
 class Engine(FakeEngine):
@@ -69,12 +54,6 @@ class Engine(FakeEngine):
         self.delay = self._seconds * float(self._rng.uniform(0.5, 1.5))
         self.steps.clear()
         return await super().step(items)
-
-
-def skewed(rng: np.random.Generator) -> Clock:
-    """A clock that is off by anything, and goes up to a tenth too fast or too slow."""
-    loop, rate, offset = asyncio.get_running_loop(), float(rng.uniform(0.9, 1.1)), float(rng.uniform(-1e3, 1e6))
-    return lambda: offset + rate * loop.time()
 
 
 class VerifierNode:
@@ -226,84 +205,6 @@ class Settings:
             draft_wait_seconds=float(one(0.05, 0.5, 5.0)),  # type: ignore[arg-type]
             delay=float(one(0.0005, 0.01, 0.1)),  # type: ignore[arg-type]
         )
-
-
-@dataclass
-class User:
-    """One request, the answer it must have, and the answer it has."""
-
-    request: GenerationRequest
-    at: float
-    leaves_after: int | None
-    """Tokens after which it cancels."""
-    ids: list[int] = field(default_factory=list)
-    text: str = ""
-    reason: FinishReason | None = None
-    resumes: int = 0
-    done_at: float = 0.0
-
-    async def run(self, servers: Callable[[], list[sdk.Server]], rng: np.random.Generator) -> None:
-        await asyncio.sleep(self.at)
-        clock = skewed(rng)
-        patience = sdk.Patience(timeout=1e6, retries=10**6, resume=1e6)
-        while True:
-            stream = sdk.AsyncStream(servers(), self.request, patience, clock, lambda low, high: rng.uniform(low, high))
-            try:
-                async with stream:
-                    while await stream.next_event() is not None:
-                        if self.leaves_after is not None and len(stream.token_ids) >= self.leaves_after:
-                            break
-            except Overloaded as error:
-                # Refused before any work was done, with a time to come back: as much an answer as a text is.
-                assert not stream.token_ids and error.retry_after
-                await asyncio.sleep(error.retry_after)
-                continue
-            self.ids, self.text, self.reason = list(stream.token_ids), stream.text, stream.finish_reason
-            self.resumes = stream.speculation.resumes
-            self.done_at = asyncio.get_running_loop().time()
-            return
-
-    def check(self, ids: list[int], text: str, reason: FinishReason) -> None:
-        who = self.request.request_id
-        if self.reason is FinishReason.CANCELLED:
-            assert ids[: len(self.ids)] == self.ids and text.startswith(self.text), f"{who}: {self.ids} {self.text!r}"
-            return
-        assert ids == self.ids, f"{who}: got {self.ids}, must have {ids}"
-        assert (text, reason) == (self.text, self.reason), f"{who}: got {self.text!r} {self.reason}, must have {text!r}"
-
-
-class Alone:
-    """Token source that writes the reference, a token at a time: what an undisturbed run gives."""
-
-    def __init__(self, ends: Sequence[int]) -> None:
-        self._ends = tuple(ends)
-
-    async def model(self) -> ModelInfo:
-        return ModelInfo("fake", VOCABULARY, TABLE.digest(), CONTEXT, self._ends)
-
-    async def run(self, opening: Open) -> AsyncIterator[Opened | Verdict | Finished]:
-        model, prompt = await self.model(), opening.prompt
-        yield Opened(grant=LOCAL, model=model, prompt_tokens=len(prompt), cached_tokens=0, verifier="")
-        room = min(opening.sampling.max_tokens, CONTEXT - len(prompt))
-        ids = reference(prompt, room, () if opening.sampling.ignore_eos else self._ends)
-        for place, token in enumerate(ids, len(prompt)):
-            yield Verdict(position=place, tokens=(token,), drafted=0, accepted=0, grant=LOCAL, mode=Mode.LOCAL)
-        ended = bool(ids) and ids[-1] in self._ends and not opening.sampling.ignore_eos
-        yield Finished(FinishReason.STOP if ended else FinishReason.LENGTH, Usage(len(prompt), len(ids), 0))
-
-
-async def undisturbed(request: GenerationRequest, ends: Sequence[int]) -> tuple[list[int], str, FinishReason]:
-    """Ids, text and reason that the request must get."""
-    ids: list[int] = []
-    text: list[str] = []
-    async for event in TextGenerator(Alone(ends), Letters()).generate(request):  # type: ignore[arg-type]
-        match event:
-            case Tokens():
-                ids += event.token_ids
-                text.append(event.text)
-            case Completed():
-                return ids, "".join(text), event.reason
-    raise AssertionError("it never ended")
 
 
 class World:
