@@ -130,11 +130,14 @@ class _Run:
         self._tasks: set[asyncio.Task[None]] = set()
         self._issued = 0
         self._failure: asyncio.Future[None]
+        """Set by whatever goes wrong anywhere."""
+        self._ended: asyncio.Future[None]
+        """Set when the last request has ended, and nobody will issue another."""
 
     async def play(self) -> Played:
         config, loop = self._config, asyncio.get_running_loop()
         assert isinstance(loop, VirtualLoop)
-        self._failure = loop.create_future()
+        self._failure, self._ended = loop.create_future(), loop.create_future()
         verifiers, fleet, routes, work, due = np.random.SeedSequence(self._seed).spawn(5)
         sites = build(config, self._policy, verifiers, self._folder, self._tally, self._sink, loop.time)
         for site in sites:
@@ -246,6 +249,8 @@ class _Run:
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         self._failed(task)
+        if not self._tasks and not self._ended.done():
+            self._ended.set_result(None)
 
     def _failed(self, task: asyncio.Task[None]) -> None:
         """A bug anywhere ends the run."""
