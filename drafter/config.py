@@ -39,7 +39,7 @@ class DrafterConfig(BaseModel):
     """Tokens the draft model's KV cache holds, over all users."""
     connect_seconds: Annotated[float, Field(gt=0)] = 30.0
     """How long to wait for the verifier at the start."""
-    open_seconds: Annotated[float, Field(ge=0)] = 10.0
+    open_seconds: Annotated[float, Field(ge=0)] = 5.0
     """How long a new generation looks for a verifier that can be reached."""
     resume_seconds: Annotated[float, Field(ge=0)] = 60.0
     """How long a running generation that lost its verifier looks for another; its caller's deadline may end it sooner."""

@@ -49,7 +49,7 @@ sessions of a lost verifier do not come back all at once."""
 class Patience:
     """How long to look for a verifier, in seconds since there was one. A caller's deadline ends it sooner: it cancels."""
 
-    open: float = 10.0
+    open: float = 5.0
     """Before the generation was first opened: its caller may have another drafter to go to."""
     resume: float = 60.0
     """After that: time for a verifier to restart, and load its model."""
