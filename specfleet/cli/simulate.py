@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -286,7 +287,11 @@ def _definitions() -> None:
 
 @contextmanager
 def _progress(label: str) -> Iterator[Progress]:
-    """On standard error, once a run has taken a while: how far it is, and events per second."""
+    """On standard error, where somebody is there to see it, once a run has taken a while: how far it is, and events per
+    second."""
+    if not sys.stderr.isatty():
+        yield lambda share, events: None
+        return
     began, shown = time.perf_counter(), False
     last = began
 
