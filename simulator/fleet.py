@@ -19,7 +19,7 @@ from simulator.clock import run
 from simulator.engine import ModelledEngine
 from simulator.network import Connection
 from simulator.speculator import ModelledSpeculator
-from simulator.text import VOCABULARY, next_token
+from simulator.text import VOCABULARY, Truth
 from specfleet.core.errors import SpecfleetError
 from specfleet.core.protocol import Open, Verdict
 from specfleet.core.types import ModelInfo, SamplingParams
@@ -28,6 +28,7 @@ from verifier.loop import BatchLoop
 from verifier.verifier import Limits, Verifier
 
 TABLE = Vocabulary(tuple(f"t{number}" for number in range(VOCABULARY)), ())
+DIGEST = TABLE.digest()
 CONTEXT = 1_000_000
 
 
@@ -181,29 +182,28 @@ class User:
                 prompt=prompt,
                 sampling=SamplingParams(max_tokens=self._spec.output_tokens, temperature=0.0),
                 service_class=self._spec.service_class,
-                vocabulary_digest=TABLE.digest(),
+                vocabulary_digest=DIGEST,
                 can_draft=self._spec.can_draft,
                 draft_seconds_per_token=self._pace.draft_seconds.value,
                 round_trip_seconds=self._pace.round_trip.value,
             )
             session = DraftingSession(opening, self._connection, self._speculator, clock, pace=self._pace)
             try:
-                await self._generate(session, list(prompt))
+                await self._generate(session, Truth(prompt))
             except SpecfleetError as error:
                 if error.retry_after is None:
                     raise
                 self._result.refused += 1
                 await asyncio.sleep(error.retry_after)
 
-    async def _generate(self, session: DraftingSession, text: list[int]) -> None:
+    async def _generate(self, session: DraftingSession, truth: Truth) -> None:
         clock = asyncio.get_running_loop().time
         async with aclosing(session.run()) as messages:
             async for message in messages:
                 if not isinstance(message, Verdict):
                     continue
-                for token in message.tokens:
-                    assert token == next_token(text), "the text is not the target's own"
-                    text.append(token)
+                end = message.position + len(message.tokens)
+                assert list(message.tokens) == truth.between(message.position, end), "the text is not the target's own"
                 self._count(message, clock())
 
     def _count(self, verdict: Verdict, now: float) -> None:
