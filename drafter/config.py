@@ -41,7 +41,7 @@ class DrafterConfig(BaseModel):
     """How long to wait for the verifier at the start."""
     open_seconds: Annotated[float, Field(ge=0)] = 5.0
     """How long a new generation looks for a verifier that can be reached."""
-    resume_seconds: Annotated[float, Field(ge=0)] = 60.0
+    resume_seconds: Annotated[float, Field(ge=0)] = 300.0
     """How long a running generation that lost its verifier looks for another; its caller's deadline may end it sooner."""
     drain_seconds: Annotated[float, Field(ge=0)] = 5.0
     """How long running generations may go on after SIGTERM."""

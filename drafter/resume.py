@@ -51,8 +51,10 @@ class Patience:
 
     open: float = 5.0
     """Before the generation was first opened: its caller may have another drafter to go to."""
-    resume: float = 60.0
+    resume: float = 300.0
     """After that: time for a verifier to restart, and load its model."""
+    deaths: int = 10
+    """Verifiers that let it in and were lost before a token came, one after the other. It may be what kills them."""
 
 
 class Generation:
@@ -78,8 +80,8 @@ class Generation:
         """Some verifier has let it in."""
         self._lost_at: float | None = None
         """When it was first lost since a token came."""
-        self._failures = 0
-        """Since then."""
+        self._failures = self._deaths = 0
+        """Since then: sessions lost, and those of them that had been let in."""
 
     async def run(self) -> AsyncGenerator[Opened | Verdict | Finished]:
         """The verifiers' messages in order, Opened again after each change. Closing the iterator ends the session.
@@ -120,11 +122,12 @@ class Generation:
                 if self._opened:
                     self._observer.resumed()
                 self._opened = True
+                self._deaths += 1
             case Verdict():
                 known = len(self._opening.prompt) + len(self._output) - message.position
                 self._output += message.tokens[known:]
                 # Not Opened: a verifier that lets in, and dies of it, does not count as one that goes on.
-                self._lost_at, self._failures = None, 0
+                self._lost_at, self._failures, self._deaths = None, 0, 0
 
     async def _pause_after(self, error: SpecfleetError) -> None:
         """Wait before the next session. Raises when there is to be none."""
@@ -135,7 +138,7 @@ class Generation:
             self._lost_at = now
         left = self._lost_at + (self._patience.resume if self._opened else self._patience.open) - now
         at_least = error.retry_after or 0.0
-        if left <= max(at_least, 0.0):
+        if left <= at_least or self._deaths > self._patience.deaths:
             raise self._given_up(error) from error
         longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._failures, 10))
         pause = at_least + float(self._rng.uniform(0.0, longest))
@@ -148,8 +151,7 @@ class Generation:
         if not self._opened:
             return error
         return StreamInterrupted(
-            f"lost its verifier after {len(self._output)} tokens, and found none to go on with within "
-            f"{self._patience.resume:g} s: {error.message}",
+            f"lost its verifier after {len(self._output)} tokens, and found none to go on with: {error.message}",
             details={"completion_tokens": str(len(self._output))},
             request_id=self._opening.request_id,
             retry_after=error.retry_after,

@@ -34,7 +34,7 @@ class AsyncClient:
         timeout: float = 60.0,
         connect_timeout: float = 5.0,
         retries: int = 2,
-        resume_timeout: float = 15.0,
+        resume_timeout: float = 60.0,
         token: Token | None = None,
         root_certificates: bytes | None = None,
         insecure: bool = False,

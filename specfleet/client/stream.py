@@ -41,7 +41,7 @@ class Patience:
     """For one connection to come about."""
     retries: int = 2
     """Further rounds over all servers before the first token."""
-    resume: float = 15.0
+    resume: float = 60.0
     """For a stream that broke to find another server."""
 
     def within(self, timeout: float | None) -> Patience:

@@ -22,7 +22,7 @@ from support.daemons import ANY_PORT, Daemon, wait_until_empty
 from support.pair import DRAFT, TARGET, Reference, prompts
 
 SOAK = "SPECFLEET_SOAK" in os.environ
-STREAMS, TOKENS, KILLS = (32, 160, 20) if SOAK else (8, 64, 3)
+STREAMS, TOKENS, KILLS = (32, 96, 20) if SOAK else (8, 64, 3)
 TEMPERATURE, TOP_P = 0.8, 0.95
 READY_SECONDS = 90.0
 POLICY = ("--speculation", "random")

@@ -229,9 +229,20 @@ def test_patience_begins_anew_with_every_token() -> None:
     """But not with Opened: a verifier that lets in and dies of it helps nobody."""
     halves = [gone()] * 8 + [(1, gone())]
     assert list(TEXT) == play(Scripted([(1, gone()), *halves * 9]), Patience(resume=30.0)).tokens
-    played = play(Scripted([(3, gone()), *[(0, gone())] * 1000]), Patience(resume=20.0))
+    played = play(Scripted([(3, gone()), *[(0, gone())] * 1000]), Patience(resume=20.0, deaths=1000))
     assert isinstance(played.error, StreamInterrupted)
     assert 20.0 <= played.seconds < 21.0
+
+
+def test_what_kills_its_verifiers_ends() -> None:
+    """A generation that every verifier is lost with before a token comes is given up after so many; one token between them,
+    and they count anew."""
+    connection = Scripted([(3, gone()), *[(0, gone())] * 1000])
+    played = play(connection, Patience(deaths=5))
+    assert isinstance(played.error, StreamInterrupted)
+    assert 1 + 5 + 1 == len(connection.openings)
+    acts: list[SpecfleetError | tuple[int, SpecfleetError | None]] = [*[(0, gone())] * 5, (1, gone())]
+    assert list(TEXT) == play(Scripted(acts * 9), Patience(deaths=5)).tokens
 
 
 def test_pauses_grow_are_bounded_and_drawn_from_the_seed() -> None:
