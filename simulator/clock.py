@@ -17,7 +17,7 @@ from contextvars import Context, copy_context
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-COMPACT_AT = 4096
+COMPACT_AT = 256
 """Cancelled timers in the heap from which on they are swept out, once they are the most of it."""
 
 
