@@ -187,13 +187,10 @@ class Scheduler:
         self._view.step_seconds.observe(outcome.seconds)
         self._speculation.stepped(outcome, now)
         committed: dict[Identity, int] = {}
-        waited = served = 0.0
         for item in outcome.items:
             record = self._records.get(item.session)
             if record is None:
                 continue
-            waited += now - record.ready_at
-            served += 1
             record.ready_at = now
             if item.committed:
                 committed[record.identity] = committed.get(record.identity, 0) + item.committed
@@ -202,8 +199,6 @@ class Scheduler:
             else:
                 record.computed += item.fed
                 self._queue.place(record, now)
-        if served:
-            self._view.wait_seconds.observe(waited / served - outcome.seconds)
         for identity, tokens in committed.items():
             identity.committed(tokens, now)
         return grants

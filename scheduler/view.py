@@ -18,5 +18,3 @@ class View:
     records: Mapping[int, SessionRecord] = field(default_factory=dict)
     step_seconds: Smoothed = field(default_factory=lambda: Smoothed(0.1))
     """Duration of a step, smoothed."""
-    wait_seconds: Smoothed = field(default_factory=lambda: Smoothed(0.1))
-    """How long a session that is ready waits for its step, smoothed."""

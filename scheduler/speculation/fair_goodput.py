@@ -36,6 +36,8 @@ LONGEST_PACED = 8
 """Longest round of a session that has a pace to keep: long ones come in bursts."""
 PRICE_SHARE = 0.1
 """What a step's new price counts against the old one: prices that jump make step times oscillate."""
+AT_ONCE, BUSY_SHARE = 0.25, 0.05
+"""A step that begins within this share of its duration after the last one follows at once; what one step counts."""
 DECISIONS = 64
 """Of the verdicts of one step so many are decided anew, the others in their turn: what is believed of a session changes
 over dozens of tokens, and a step of hundreds of sessions should not wait."""
@@ -90,12 +92,11 @@ class Holding:
 class Costs:
     """The step-time model as the rule needs it: c0 a step, c1 a token, c3 a token of context."""
 
-    __slots__ = ("context", "step", "step_fixed", "token", "wait")
+    __slots__ = ("context", "step", "step_fixed", "token")
 
     def __init__(self, view: View) -> None:
         self.step_fixed, self.token, self.context, _ = map(float, view.step_time.coefficients)
         self.step = view.step_seconds.value or self.step_fixed + self.token
-        self.wait = min(view.wait_seconds.value, self.step)
 
 
 class FairGoodput:
@@ -116,6 +117,9 @@ class FairGoodput:
         self._turns = 1
         """Of so many verdicts one is decided anew; the others go on as they were."""
         self._costs = Costs(view)
+        self._busy = 0.0
+        """Share of steps that began when the one before had ended: whose draft is not there by then has missed it."""
+        self._ended_at = -math.inf
         self._governor = Governor()
         self.price = 0.0
         """Of a GPU-second, in weighted tokens."""
@@ -125,6 +129,9 @@ class FairGoodput:
 
     def stepped(self, outcome: Outcome, now: float) -> None:
         self._costs = Costs(self._view)
+        at_once = now - outcome.seconds - self._ended_at < AT_ONCE * outcome.seconds
+        self._busy += BUSY_SHARE * (at_once - self._busy)
+        self._ended_at = now
         self._turns = -(-len(outcome.items) // DECISIONS)
         load = min(BUSIEST, max(0.0, self._load))
         kappa_step = self._costs.step / (1.0 - load)
@@ -243,21 +250,26 @@ class FairGoodput:
     def _round(
         self, record: SessionRecord, weight: float, draft: float, trip: float, longest: int = LONGEST_ROUND
     ) -> Offer:
-        """The best length: value rises, then falls with it."""
-        costs, price, rate = self._costs, self.price, record.acceptance.rate
+        """The best length. Where others keep the verifier busy, a draft waits for the end of the step it has missed, so that
+        rounds last whole steps; then value rises and falls with the length more than once."""
+        costs, price, rate, step = self._costs, self.price, record.acceptance.rate, self._costs.step
+        busy = self._busy if len(self._view.records) > 1 else 0.0
         gpu = costs.token + costs.context * record.known
-        seconds = trip + costs.wait + costs.step
+        away = trip
         tokens = survival = 1.0
-        best, length = -math.inf, 0
-        while length < longest:
+        best, found = -math.inf, (1, tokens, gpu, trip + step, 0.0)
+        for length in range(1, longest + 1):
             survival *= rate
-            more_tokens, more_gpu, more_seconds = tokens + survival, gpu + costs.token, seconds + draft
-            value = (weight * more_tokens - price * more_gpu) / more_seconds
-            if value <= best:
-                break
-            best, length = value, length + 1
-            tokens, gpu, seconds = more_tokens, more_gpu, more_seconds
-        return Offer(ROUNDS[length], tokens, gpu, seconds, 1.0 + costs.wait / costs.step)
+            tokens += survival
+            gpu += costs.token
+            away += draft
+            wait = busy * (math.ceil(away / step) * step - away)
+            seconds = away + wait + step
+            value = (weight * tokens - price * gpu) / seconds
+            if value > best:
+                best, found = value, (length, tokens, gpu, seconds, wait)
+        length, tokens, gpu, seconds, wait = found
+        return Offer(ROUNDS[length], tokens, gpu, seconds, 1.0 + wait / step)
 
     def _stream(self, record: SessionRecord, weight: float, draft: float, trip: float) -> Offer | None:
         """Draft-ahead, with the best number of drafted tokens to verify in a step. None where it never gets ahead.
@@ -270,7 +282,7 @@ class FairGoodput:
         step = costs.step
         if draft >= FASTEST_STREAM * step:
             return None
-        catches_up = rate ** ((trip + draft + step) / (step - draft))
+        catches_up = rate ** ((trip + step) / (step - draft))
         if catches_up < HOPELESS:
             return None
         behind = (1.0 / catches_up - 1.0) / (1.0 - rate)

@@ -121,7 +121,7 @@ class Governor:
         if self._earned > 0.0 and self._seconds > 0.0:
             crowd, rate = self._crowds[self._size], self._earned / self._seconds
             share = (now - self._counted_from) / ((1.0 - SETTLING) * self.window)
-            beyond_doubt = self.drafting != crowd.drafting and self._apart(rate) > 2.0 * OBVIOUS
+            beyond_doubt = self.drafting != crowd.drafting and self._apart(rate) > OBVIOUS
             if share >= (0.5 if beyond_doubt else 1.0):
                 self._end(crowd, rate, now)
 

@@ -154,7 +154,7 @@ class World:
         speed, load = expected(a, length) / seconds, (own + self.token * length) / seconds
         ahead = np.maximum(1, choice - 16)
         with np.errstate(all="ignore"):
-            caught = a ** ((trip + d + step) / (step - d))
+            caught = a ** ((trip + step) / (step - d))
             possible = (choice > 16) & (d < 0.95 * step) & (caught > 1e-6)
             verified = np.minimum(ahead, step / d - 1.0)
             slow, fast = (1.0 / caught - 1.0) / (1.0 - a), 1.0 / (1.0 - a**verified)
