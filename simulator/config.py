@@ -125,6 +125,9 @@ class Tier(Section):
     cold_start: Seconds = 0.0
     """Seconds that its first draft takes longer."""
     availability: Availability | None = None
+    prompt_tokens: DrawnCount | None = None
+    output_tokens: DrawnCount | None = None
+    """Of its requests, where they differ from the workload's."""
 
 
 class RooflineOf(Section):
@@ -180,7 +183,7 @@ class VerifierGroup(Section):
     scaling: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     """Tensor-parallel efficiency: a profile of one card is divided by gpus * scaling."""
     kv_tokens: Annotated[int, Field(ge=64)] = 400_000
-    max_step_tokens: Annotated[int, Field(ge=16)] = 512
+    max_step_tokens: Count = 512
     max_sessions: Count = 100_000
     prefix_cache: bool = False
     noise: Share = 0.03
@@ -280,6 +283,30 @@ class Workload(Section):
         return self
 
 
+class Fault(Section):
+    """Something breaks, and is mended."""
+
+    at: Seconds
+    """Of the run."""
+    seconds: Positive
+    """That it lasts."""
+    crash: str | None = None
+    """A verifier, or all of a group: its sessions are lost, and it comes back with nothing."""
+    cut: str | None = None
+    """A tier's links: what is sent arrives when they are mended; calls break when a keepalive finds out."""
+    slow: str | None = None
+    """A tier's links: every message takes `by` longer, each way."""
+    by: Positive = 0.5
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Fault:
+        if sum(one is not None for one in (self.crash, self.cut, self.slow)) != 1:
+            raise ValueError("exactly one of crash, cut, slow")
+        if "by" in self.model_fields_set and self.slow is None:
+            raise ValueError("by only with slow")
+        return self
+
+
 class Costs(Section):
     """Stated assumptions; nothing here is measured."""
 
@@ -323,6 +350,7 @@ class Simulation(Section):
     verifiers: Annotated[dict[str, VerifierGroup], Field(min_length=1)]
     workload: Workload
     classes: dict[str, Class] = {}
+    faults: tuple[Fault, ...] = ()
     costs: Costs | None = None
     capacity: Capacity | None = None
     grid: dict[str, Any] = {}
@@ -340,7 +368,20 @@ class Simulation(Section):
             if name and name not in self.classes:
                 there = f"one of {', '.join(self.classes)}" if self.classes else "empty, for there are no classes"
                 raise ValueError(f"{where} is {name!r}, must be {there}{nearest(name, self.classes)}")
+        for number, fault in enumerate(self.faults):
+            for kind, known in (("crash", self.verifier_names), ("cut", self.tiers), ("slow", self.tiers)):
+                name = getattr(fault, kind)
+                if name is not None and name not in known:
+                    raise ValueError(
+                        f"faults.{number}.{kind} is {name!r}, must be one of {', '.join(known)}{nearest(name, known)}"
+                    )
         return self
+
+    @property
+    def verifier_names(self) -> list[str]:
+        """Of groups, and of each verifier of a group that has several."""
+        single = [f"{name}-{number}" for name, own in self.verifiers.items() for number in range(own.count)]
+        return [*self.verifiers, *(name for name in single if self.verifiers[name.rpartition("-")[0]].count > 1)]
 
     @property
     def service_classes(self) -> tuple[ServiceClass, ...]:

@@ -43,8 +43,10 @@ class Row:
     discarded: int = 0
     """Not even sent."""
     refusals: int = 0
+    resumes: int = 0
+    """Times that it went on after its verifier was lost."""
     outcome: str = ""
-    """finished, refused or unfinished; empty while it runs."""
+    """finished, refused, lost (with its verifier, and nobody to go on with) or unfinished; empty while it runs."""
 
     @property
     def refused(self) -> int:

@@ -7,11 +7,17 @@ import bisect
 import random
 from collections.abc import Callable
 from contextlib import aclosing
+from dataclasses import replace
 
+import numpy as np
+
+from drafter.observer import Silent
 from drafter.pace import Pace
+from drafter.resume import LOST, Generation, Patience
 from drafter.session import DraftingSession
 from simulator.config import Availability, Tier
 from simulator.counters import Row, Tally
+from simulator.faults import KEEPALIVE_SECONDS
 from simulator.links import Link, Way
 from simulator.sites import Site
 from simulator.speculator import ModelledDrafting, ModelledSpeculator
@@ -24,6 +30,7 @@ from specfleet.core.protocol import Finished, Open, Opened, Verdict
 from specfleet.core.types import SamplingParams
 
 Pick = Callable[[], Site]
+PATIENCE, SILENT = Patience(), Silent()
 
 
 class Presence:
@@ -88,9 +95,10 @@ class Device:
         sink: Sink,
         clock: Clock,
         digest: bytes,
+        faulty: bool = False,
     ) -> None:
         """`drafts`: whether anybody does under this policy. `shared`: it may have more than one generation at a time.
-        `window`: the seconds of the run that count."""
+        `window`: the seconds of the run that count. `faulty`: verifiers may be lost, for good, too."""
         network = tier.network
         half = network.round_trip.draw(rng) / 2.0
         up = network.up.draw(rng) if network.up is not None else half
@@ -119,7 +127,10 @@ class Device:
         self._sink = sink
         self._clock = clock
         self._digest = digest
+        self._faulty = faulty
         self._pace = Pace()
+        self._pauses = np.random.default_rng(rng.getrandbits(64))
+        self._links: dict[Link, None] = {}
         self._active = 0
         self._since = 0.0
 
@@ -138,7 +149,7 @@ class Device:
         self._begin()
         self._sink.event(self._clock(), "issued", row)
         try:
-            while not await self._attempt(row, prompt, pick(), retries):
+            while not await self._attempt(row, prompt, pick, retries):
                 pass
         except asyncio.CancelledError:
             row.outcome = "unfinished"
@@ -150,12 +161,33 @@ class Device:
         self._sink.request(row)
         return row
 
-    async def _attempt(self, row: Row, prompt: tuple[int, ...], site: Site, retries: int) -> bool:
+    def cut(self, seconds: float) -> None:
+        """Its access is cut for so long; calls that it has now break when a keepalive finds out before that."""
+        until = self._clock() + seconds
+        self.up.hold(until)
+        self.down.hold(until)
+        patience = self._pauses.uniform(*KEEPALIVE_SECONDS)
+        if patience < seconds:
+            asyncio.get_running_loop().call_later(patience, self._break, list(self._links))
+
+    def slow(self, seconds: float) -> None:
+        """Messages take so much longer each way from now on; negative to undo it."""
+        self.up.slow(seconds)
+        self.down.slow(seconds)
+
+    def _break(self, links: list[Link]) -> None:
+        for link in links:
+            if link in self._links:
+                link.broken()
+
+    async def _attempt(self, row: Row, prompt: tuple[int, ...], pick: Pick, retries: int) -> bool:
         """Whether it has ended, one way or another."""
-        row.verifier = site.name
         try:
-            await self._generate(row, prompt, site)
+            await self._generate(row, prompt, pick)
         except SpecfleetError as error:
+            if self._faulty and isinstance(error, LOST):
+                row.outcome = "lost"
+                return True
             if error.retry_after is None:
                 raise
             row.refusals += 1
@@ -169,31 +201,51 @@ class Device:
         row.outcome = "finished"
         return True
 
-    async def _generate(self, row: Row, prompt: tuple[int, ...], site: Site) -> None:
+    async def _generate(self, row: Row, prompt: tuple[int, ...], pick: Pick) -> None:
+        """As drafter.source does: sessions one after the other, until one finishes the text."""
         opening = Open(
             prompt=prompt,
             sampling=SamplingParams(max_tokens=row.output_tokens, temperature=0.0),
             service_class=row.service_class,
             vocabulary_digest=self._digest,
             can_draft=self._can_draft,
-            draft_seconds_per_token=self._pace.draft_seconds.value,
-            round_trip_seconds=self._pace.round_trip.value,
         )
-        link = Link(site.verifier, self.identity, self.up, self.down, site.name)
         truth = Truth(prompt)
         drafting = ModelledDrafting(self.speculator, truth)
-        session = DraftingSession(opening, link, drafting, self._clock, pace=self._pace)
+        links: list[Link] = []
+
+        def session(opening: Open) -> DraftingSession:
+            site, pace = pick(), self._pace
+            row.verifier = site.name
+            link = Link(site, self.identity, self.up, self.down)
+            self._drop(links[-1:])
+            links.append(link)
+            self._links[link] = None
+            opening = replace(
+                opening, draft_seconds_per_token=pace.draft_seconds.value, round_trip_seconds=pace.round_trip.value
+            )
+            return DraftingSession(opening, link, drafting, self._clock, pace=pace)
+
+        generation = Generation(opening, session, PATIENCE, self._clock, self._pauses, SILENT)
+        opened = 0
         try:
-            async with aclosing(session.run()) as messages:
+            async with aclosing(generation.run()) as messages:
                 async for message in messages:
                     if isinstance(message, Verdict):
                         self._delivered(row, message, truth)
                     elif isinstance(message, Opened):
-                        row.cached = message.cached_tokens
+                        row.cached = row.cached if opened else message.cached_tokens
+                        opened += 1
                     elif isinstance(message, Finished):
                         assert message.usage.completion_tokens == row.tokens, f"tokens were lost: {row}"
         finally:
-            row.settle(drafting.drafted, link.sent)
+            self._drop(links[-1:])
+            row.resumes += max(0, opened - 1)
+            row.settle(drafting.drafted, sum(link.sent for link in links))
+
+    def _drop(self, links: list[Link]) -> None:
+        for link in links:
+            self._links.pop(link, None)
 
     def _delivered(self, row: Row, verdict: Verdict, truth: Truth) -> None:
         now, tally, tokens = self._clock(), self._tally, verdict.tokens

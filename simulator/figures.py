@@ -59,11 +59,12 @@ def figures(played: Played, wall_s: float) -> dict[str, Any]:
         "bytes_up": window.bytes_up,
         "bytes_down": window.bytes_down,
         "failures": sum(row.outcome != "finished" for row in counted),
-        "resumes": 0,
+        "resumes": sum(row.resumes for row in counted),
         "requests": {
             "issued": len(played.rows),
             "finished": sum(row.outcome == "finished" for row in played.rows),
             "refused": sum(row.outcome == "refused" for row in played.rows),
+            "lost": sum(row.outcome == "lost" for row in played.rows),
             "unfinished": sum(row.outcome == "unfinished" for row in played.rows),
             "not_issued": played.not_issued,
         },

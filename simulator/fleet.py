@@ -1,44 +1,35 @@
-"""A fleet in virtual time: one verifier as it is in production, and clients that ask for one text after another."""
+"""A few clients on one verifier, said in Python: `simulate` is `simulator.play` for who has a scheduler's settings at hand."""
 
 from __future__ import annotations
 
-import asyncio
 import math
-import random
-from collections.abc import Callable, Sequence
-from contextlib import aclosing
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
-from drafter.pace import Pace
-from drafter.session import DraftingSession
 from scheduler import Scheduler, SchedulerConfig
-from scheduler.step_time import StepProfile, StepShape
-from simulator.clock import run
-from simulator.engine import ModelledEngine
-from simulator.network import Connection
-from simulator.speculator import ModelledSpeculator
-from simulator.text import VOCABULARY, Truth
-from specfleet.core.errors import SpecfleetError
-from specfleet.core.protocol import Open, Verdict
-from specfleet.core.types import ModelInfo, SamplingParams
-from specfleet.core.vocabulary import Vocabulary
-from verifier.loop import BatchLoop
-from verifier.verifier import Limits, Verifier
+from scheduler.step_time import StepProfile
+from simulator.baselines import Policy
+from simulator.config import Class, ClosedLoop, Coefficients, Network, Simulation, Tier, VerifierGroup, Workload
+from simulator.counters import Row
+from simulator.distributions import constant
+from simulator.play import play
+from simulator.watch import Nowhere
+from specfleet.core.protocol import Verdict
 
-TABLE = Vocabulary(tuple(f"t{number}" for number in range(VOCABULARY)), ())
-DIGEST = TABLE.digest()
-CONTEXT = 1_000_000
+AT_ONCE = 1e-6
+"""Seconds after the end in which what is under way is given up."""
+WITHOUT_END = 1_000_000
+"""Times that a refused client comes back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientSpec:
-    """One user's machine."""
+    """One user's machine. It asks for one text after another."""
 
     identity: str = ""
-    acceptance: float | Callable[[float], float] = 0.7
-    """Chance that a guess is right; constant, or by time."""
+    """Its own where there is none; no two clients may have the same."""
+    acceptance: float = 0.7
+    """Chance that a guess is right, those before it being right."""
     draft_seconds: float = 0.005
     """Per drafted token."""
     round_trip: float = 0.02
@@ -50,6 +41,21 @@ class ClientSpec:
     service_class: str = ""
     can_draft: bool = True
 
+    @property
+    def tier(self) -> Tier:
+        return Tier(
+            count=1,
+            identity="tier",
+            draft_seconds=constant(self.draft_seconds),
+            acceptance=constant(self.acceptance),
+            network=Network(round_trip=constant(self.round_trip)),
+            streams=self.streams,
+            prompt_tokens=constant(self.prompt_tokens),
+            output_tokens=constant(self.output_tokens),
+            service_class=self.service_class,
+            can_draft=self.can_draft,
+        )
+
 
 @dataclass(slots=True)
 class ClientResult:
@@ -58,9 +64,10 @@ class ClientResult:
     spec: ClientSpec
     tokens: int = 0
     drafted: int = 0
+    """Verified."""
     accepted: int = 0
     refused: int = 0
-    """Generations that the verifier did not let in."""
+    """Times that the verifier did not let it in: the whole run."""
     times: list[tuple[float, int]] = field(default_factory=list)
     """When tokens came, and how many: the whole run."""
 
@@ -72,6 +79,7 @@ class FleetResult:
     """Counted: without the warm-up."""
     steps: int
     busy_seconds: float
+    """Both of the whole run."""
 
     @property
     def rates(self) -> list[float]:
@@ -88,6 +96,26 @@ class FleetResult:
         return sum(math.log(max(rate, 1e-9)) for rate in self.rates)
 
 
+class _PerClient(Nowhere):
+    """A sink that keeps what each client got."""
+
+    def __init__(self, clients: Sequence[ClientSpec], warm_up: float) -> None:
+        self.results = [ClientResult(spec) for spec in clients]
+        self._warm_up = warm_up
+
+    def round(self, now: float, row: Row, verdict: Verdict) -> None:
+        own = self.results[row.client]
+        own.times.append((now, len(verdict.tokens)))
+        if now >= self._warm_up:
+            own.tokens += len(verdict.tokens)
+            own.drafted += verdict.drafted
+            own.accepted += verdict.accepted
+
+    def event(self, now: float, name: str, row: Row) -> None:
+        if name == "turned away":
+            self.results[row.client].refused += 1
+
+
 def simulate(
     config: SchedulerConfig,
     profile: StepProfile,
@@ -100,115 +128,36 @@ def simulate(
     max_sessions: int = 100_000,
 ) -> FleetResult:
     """Run `clients` for `seconds` of virtual time against a verifier whose steps take what `profile` says, times a normal
-    variation of `noise`. Raises AssertionError if a text is not the target's own."""
-    return run(_simulate(config, profile, clients, seconds, warm_up, noise, seed, max_sessions))
+    variation of `noise`.
 
-
-async def _simulate(
-    config: SchedulerConfig,
-    profile: StepProfile,
-    clients: Sequence[ClientSpec],
-    seconds: float,
-    warm_up: float,
-    noise: float,
-    seed: int,
-    max_sessions: int,
-) -> FleetResult:
-    seeds = np.random.SeedSequence(seed)
-    clock = asyncio.get_running_loop().time
-    engine = ModelledEngine(_step_seconds(profile, noise, np.random.default_rng(seeds.spawn(1)[0])))
-    loop = BatchLoop(engine, Scheduler(config), clock)
-    model = ModelInfo("modelled", VOCABULARY, TABLE.digest(), CONTEXT, (), service_classes=config.classes)
-    limits = Limits(max_sessions=max_sessions, kv_tokens=engine.total_pages * engine.page_size, idle_seconds=3600.0)
-    verifier = Verifier(loop, model, TABLE, {}, limits, "verifier")
-    batches = asyncio.create_task(loop.run())
-    results = [ClientResult(spec) for spec in clients]
-    users = []
-    for number, (result, own) in enumerate(zip(results, seeds.spawn(len(clients)), strict=True)):
-        user = User(result, verifier, np.random.default_rng(own), number, warm_up)
-        users += [asyncio.create_task(user.stream(index)) for index in range(result.spec.streams)]
-    await asyncio.sleep(seconds)
-    for task in users:
-        task.cancel()
-    await asyncio.gather(*users, return_exceptions=True)
-    failed = next((task.exception() for task in users if not task.cancelled() and task.exception()), None)
-    if failed is not None:
-        raise failed
-    if batches.done():
-        batches.result()
-    batches.cancel()
-    await asyncio.gather(batches, return_exceptions=True)
-    return FleetResult(results, seconds - warm_up, engine.steps, engine.busy_seconds)
-
-
-def _step_seconds(profile: StepProfile, noise: float, rng: np.random.Generator) -> Callable[[StepShape], float]:
-    fixed, token, cached, pair = map(float, profile.coefficients)
-
-    def seconds(shape: StepShape) -> float:
-        base = fixed + token * shape.tokens + cached * shape.cached + pair * shape.pairs
-        return base * max(0.5, 1.0 + noise * float(rng.standard_normal()))
-
-    return seconds
-
-
-class User:
-    """One client: its machine, and the streams it has open."""
-
-    def __init__(
-        self, result: ClientResult, verifier: Verifier, rng: np.random.Generator, number: int, warm_up: float
-    ) -> None:
-        spec = result.spec
-        self._result = result
-        self._spec = spec
-        self._number = number
-        self._warm_up = warm_up
-        rate = spec.acceptance
-        acceptance = rate if callable(rate) else lambda now: rate
-        self._speculator = ModelledSpeculator(
-            acceptance, spec.draft_seconds, random.Random(int(rng.integers(2**63))), shared=spec.streams > 1
-        )
-        self._connection = Connection(verifier, spec.identity or f"client-{number}", lambda: spec.round_trip / 2.0)
-        self._pace = Pace()
-
-    async def stream(self, index: int) -> None:
-        """One text after another, for ever."""
-        clock = asyncio.get_running_loop().time
-        text = 0
-        while True:
-            text += 1
-            seed = (self._number * 131 + index * 17 + text) % VOCABULARY
-            prompt = tuple((seed + place) % VOCABULARY for place in range(self._spec.prompt_tokens))
-            opening = Open(
-                prompt=prompt,
-                sampling=SamplingParams(max_tokens=self._spec.output_tokens, temperature=0.0),
-                service_class=self._spec.service_class,
-                vocabulary_digest=DIGEST,
-                can_draft=self._spec.can_draft,
-                draft_seconds_per_token=self._pace.draft_seconds.value,
-                round_trip_seconds=self._pace.round_trip.value,
-            )
-            session = DraftingSession(opening, self._connection, self._speculator, clock, pace=self._pace)
-            try:
-                await self._generate(session, Truth(prompt))
-            except SpecfleetError as error:
-                if error.retry_after is None:
-                    raise
-                self._result.refused += 1
-                await asyncio.sleep(error.retry_after)
-
-    async def _generate(self, session: DraftingSession, truth: Truth) -> None:
-        clock = asyncio.get_running_loop().time
-        async with aclosing(session.run()) as messages:
-            async for message in messages:
-                if not isinstance(message, Verdict):
-                    continue
-                end = message.position + len(message.tokens)
-                assert list(message.tokens) == truth.between(message.position, end), "the text is not the target's own"
-                self._count(message, clock())
-
-    def _count(self, verdict: Verdict, now: float) -> None:
-        self._result.times.append((now, len(verdict.tokens)))
-        if now >= self._warm_up:
-            self._result.tokens += len(verdict.tokens)
-            self._result.drafted += verdict.drafted
-            self._result.accepted += verdict.accepted
+    Raises:
+        ValueError: two clients have the same identity.
+        AssertionError: a text is not the target's own, or something does not add up.
+    """
+    tiers = {spec.identity or f"client-{number}": spec.tier for number, spec in enumerate(clients)}
+    if len(tiers) < len(clients):
+        raise ValueError("two clients have the same identity; give one of them as many streams instead")
+    fixed, per_token, per_cached, per_pair = map(float, profile.coefficients)
+    terms = Coefficients(fixed=fixed, per_token=per_token, per_cached=per_cached, per_pair=per_pair)
+    group = VerifierGroup(
+        profile=terms,
+        noise=noise,
+        kv_tokens=16_000_000,
+        max_sessions=max_sessions,
+        max_step_tokens=config.max_step_tokens,
+    )
+    simulation = Simulation(
+        duration=seconds,
+        warm_up=warm_up,
+        drain=AT_ONCE,
+        tiers=tiers,
+        verifiers={"verifier": group},
+        workload=Workload(closed_loop=ClosedLoop(), retries=WITHOUT_END),
+        classes={
+            one.name: Class(ttft=one.ttft_seconds, tpot=one.tpot_seconds, weight=one.weight) for one in config.classes
+        },
+    )
+    given = Policy(config.speculation, config.speculation, config.batching, scheduler=lambda _: Scheduler(config))
+    kept = _PerClient(clients, warm_up)
+    played = play(simulation, given, seed, sinks=[kept])
+    return FleetResult(kept.results, seconds - warm_up, played.total.steps, played.total.busy_seconds)

@@ -1,25 +1,27 @@
-"""Links between a drafter and its verifiers: asymmetric, with jitter and bandwidth, counted in bytes. Nothing is lost here;
-simulator.network is for that."""
+"""Links between a drafter and its verifiers: asymmetric, with jitter and bandwidth, counted in bytes; slow or cut for a while
+where a configuration says so. Messages are never lost one by one, repeated or late: simulator.faults is for that."""
 
 from __future__ import annotations
 
 import asyncio
 import random
 from collections import deque
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from simulator.clock import BARE
-from simulator.network import Backend
 from simulator.sizes import size
-from specfleet.core.errors import SpecfleetError
+from specfleet.core.errors import ConnectionError_, SpecfleetError
 from specfleet.core.protocol import Draft, VerifyRequest, VerifyResponse
 from specfleet.core.types import Load, ModelInfo
+
+if TYPE_CHECKING:
+    from simulator.sites import Site
 
 
 class Way:
     """One direction of one drafter's access, shared by all its streams."""
 
-    __slots__ = ("_delay", "_free_at", "_jitter", "_rng", "_seconds_per_byte", "bytes")
+    __slots__ = ("_delay", "_free_at", "_held_until", "_jitter", "_rng", "_seconds_per_byte", "bytes")
 
     def __init__(self, delay: float, jitter: float, megabits: float | None, rng: random.Random) -> None:
         """`delay` in seconds; `jitter` is the mean of an exponential delay on top; `megabits` per second, None: no limit."""
@@ -30,10 +32,21 @@ class Way:
         self._seconds_per_byte = 8e-6 / megabits if megabits is not None else 0.0
         self._rng = rng
         self._free_at = 0.0
+        self._held_until = 0.0
+
+    def hold(self, until: float) -> None:
+        """Nothing sent before `until` gets away before it."""
+        self._held_until = max(self._held_until, until)
+
+    def slow(self, seconds: float) -> None:
+        """Messages take so much longer from now on; negative to undo it."""
+        self._delay += seconds
 
     def arrival(self, now: float, count: int) -> float:
         """When a message of `count` bytes, sent now, is there."""
         self.bytes += count
+        if now < self._held_until:
+            now = self._held_until
         if self._seconds_per_byte:
             now = self._free_at = max(now, self._free_at) + count * self._seconds_per_byte
         if self._jitter:
@@ -44,7 +57,7 @@ class Way:
 class Pipe:
     """One direction of one stream: messages arrive in order."""
 
-    __slots__ = ("_arrived", "_last", "_loop", "_reader", "_under_way", "_way")
+    __slots__ = ("_arrived", "_broken", "_last", "_loop", "_reader", "_under_way", "_way")
 
     def __init__(self, way: Way, loop: asyncio.AbstractEventLoop) -> None:
         self._way = way
@@ -53,14 +66,25 @@ class Pipe:
         self._under_way: deque[Any] = deque()
         self._last = 0.0
         self._reader: asyncio.Future[Any] | None = None
+        self._broken = False
 
     def put(self, message: Any, count: int) -> None:
         self._last = max(self._last, self._way.arrival(self._loop.time(), count))
         self._under_way.append(message)
         self._loop.call_at(self._last, self._arrive, context=BARE)
 
+    def fail(self, message: Any) -> None:
+        """The reader's end has found out that the way is broken: it is told so now, and nothing else arrives."""
+        self._broken = True
+        self._deliver(message)
+
     def _arrive(self) -> None:
-        message, reader = self._under_way.popleft(), self._reader
+        message = self._under_way.popleft()
+        if not self._broken:
+            self._deliver(message)
+
+    def _deliver(self, message: Any) -> None:
+        reader = self._reader
         if reader is None or reader.done():
             self._arrived.append(message)
         else:
@@ -77,20 +101,24 @@ class Pipe:
 class Link:
     """VerifierConnection of one generation, and the stream it opens. Counts the drafted tokens that were sent."""
 
-    __slots__ = ("_backend", "_down", "_identity", "_serving", "_up", "sent", "target")
+    __slots__ = ("_down", "_identity", "_serving", "_site", "_up", "sent")
 
-    def __init__(self, backend: Backend, identity: str, up: Way, down: Way, target: str) -> None:
+    def __init__(self, site: Site, identity: str, up: Way, down: Way) -> None:
         loop = asyncio.get_running_loop()
-        self.target = target
         self.sent = 0
         """Drafted tokens."""
-        self._backend = backend
+        self._site = site
         self._identity = identity
         self._up = Pipe(up, loop)
         self._down = Pipe(down, loop)
         self._serving: asyncio.Task[None] | None = None
 
+    @property
+    def target(self) -> str:
+        return self._site.name
+
     async def verify(self) -> Link:
+        self._site.links[self] = None
         self._serving = asyncio.get_running_loop().create_task(self._serve())
         return self
 
@@ -109,18 +137,33 @@ class Link:
         if self._serving is not None:
             self._serving.cancel()
 
+    def crashed(self) -> None:
+        """The verifier is gone; its last words may still be under way."""
+        self.cancel()
+        self._down.put(ConnectionError_(f"{self.target} closed the connection"), 0)
+
+    def broken(self) -> None:
+        """Both sides have found out that the way between them is cut."""
+        self.cancel()
+        self._down.fail(ConnectionError_(f"{self.target} does not answer"))
+
     async def _serve(self) -> None:
+        site = self._site
         try:
-            await self._backend.serve(ServerEnd(self._up, self._down), self._identity)
+            if not site.up:
+                raise ConnectionError_(f"cannot reach {site.name}: connection refused")
+            await site.verifier.serve(ServerEnd(self._up, self._down), self._identity)
             self._down.put(None, 0)
         except SpecfleetError as error:
             self._down.put(error, 0)
+        finally:
+            site.links.pop(self, None)
 
     async def model(self) -> ModelInfo:
-        return self._backend.model()
+        return self._site.verifier.model()
 
     async def load(self) -> Load:
-        return self._backend.load()
+        return self._site.verifier.load()
 
     async def tokenizer_files(self) -> dict[str, bytes]:
         return {}

@@ -19,6 +19,7 @@ from simulator.clock import VirtualLoop
 from simulator.config import Simulation
 from simulator.counters import Row, Tally
 from simulator.device import Device
+from simulator.outages import outage
 from simulator.sites import DIGEST, Frontend, Site, build, drafters
 from simulator.traces import Row as TraceRow
 from simulator.traces import read_trace
@@ -141,22 +142,24 @@ class _Run:
         assert isinstance(loop, VirtualLoop)
         self._failure, self._ended = loop.create_future(), loop.create_future()
         verifiers, fleet, routes, work, due = np.random.SeedSequence(self._seed).spawn(5)
-        sites = build(config, self._policy, verifiers, self._folder, self._tally, self._sink, loop.time)
-        for site in sites:
-            site.task.add_done_callback(self._failed)
+        sites = build(config, self._policy, verifiers, self._folder, self._tally, self._sink, loop.time, self._failed)
         devices = self._devices(fleet)
         frontend = Frontend(sites, config.routing, np.random.default_rng(routes), loop.time)
         self._requests = Requests(config.workload, _random(work))
         self._issue(devices, frontend, _random(due))
+        outages = [asyncio.create_task(outage(fault, sites, devices)) for fault in config.faults]
+        for task in outages:
+            task.add_done_callback(self._failed)
         looks = asyncio.create_task(self._look(loop)) if self._progress else None
         begin, end = await self._windows(devices)
         ended = loop.time()
         await self._settled(sites)
         if looks is not None:
             looks.cancel()
+        for task in outages:
+            task.cancel()
         for site in sites:
-            site.task.remove_done_callback(self._failed)
-            site.task.cancel()
+            site.stop()
         self._check(sites, devices)
         return Played(
             config,
@@ -191,6 +194,7 @@ class _Run:
                 sink=self._sink,
                 clock=clock_,
                 digest=DIGEST,
+                faulty=bool(config.faults),
             )
             for number, ((name, tier), own) in enumerate(
                 zip(drafters(config), seeds.spawn(config.drafters), strict=True)
@@ -211,7 +215,7 @@ class _Run:
                 self._start(self._closed_loop(device, picks[device.number], random.Random(rng.getrandbits(64))))
 
     async def _closed_loop(self, device: Device, pick: Callable[[], Site], rng: random.Random) -> None:
-        closed = self._config.workload.closed_loop
+        closed, tier = self._config.workload.closed_loop, self._config.tiers[device.tier]
         assert closed is not None
         now = asyncio.get_running_loop().time
         while True:
@@ -224,18 +228,18 @@ class _Run:
                 away = device.presence.wait(now())
             if away is None or now() >= self._config.duration:
                 return
-            await self._serve(device, pick, self._requests.next(now()), now())
+            await self._serve(device, pick, self._requests.next(now(), tier=tier), now())
 
     async def _open_loop(self, devices: list[Device], picks: dict[int, Callable[[], Site]], rng: random.Random) -> None:
         """Requests when they are due, each to a drafter that is there, or to any where nobody is."""
         now = asyncio.get_running_loop().time
-        workload = self._config.workload
+        workload, tiers = self._config.workload, self._config.tiers
         rows = iter(self._trace)
         for at in arrivals(workload, rng, self._config.duration, self._trace):
             await asyncio.sleep(at - now())
             here = [device for device in devices if device.presence.wait(at) == 0.0] or devices
             device = rng.choice(here)
-            request = self._requests.next(at, next(rows, None))
+            request = self._requests.next(at, next(rows, None), tiers[device.tier])
             self._start(self._serve(device, picks[device.number], request, at))
 
     async def _serve(self, device: Device, pick: Callable[[], Site], request: Request, at: float) -> None:
@@ -322,7 +326,8 @@ class _Run:
         drafted = sum(row.drafted for row in rows)
         accounted = tally.accepted + sum(row.refused for row in rows) + tally.stale + tally.discarded
         assert drafted == accounted, f"{drafted} tokens were drafted, {accounted} are accounted for"
-        if all(row.outcome == "finished" for row in rows):
+        # What a verifier says as it crashes, or to who is cut off, is counted there and arrives nowhere.
+        if all(row.outcome == "finished" and not row.resumes for row in rows):
             for told, counted in (("committed", "tokens"), ("verified", "verified"), ("accepted", "accepted")):
                 theirs, ours = sum(getattr(site.watch, told) for site in sites), getattr(tally, counted)
                 assert theirs == ours, f"verifiers {told} {theirs} tokens, their drafters were told of {ours}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from simulator.baselines import Policy
 from simulator.config import Simulation, Tier, VerifierGroup
 from simulator.counters import Tally
 from simulator.engine import BatchShape, ModelledEngine
+from simulator.links import Link
 from simulator.machine import Machine
 from simulator.text import VOCABULARY
 from simulator.watch import Sink, Watch
@@ -30,19 +31,49 @@ TABLE = Vocabulary(tuple(f"t{number}" for number in range(VOCABULARY)), ())
 DIGEST = TABLE.digest()
 CONTEXT = 10_000_000
 DRAWN_AT_ONCE = 1024
+Process = tuple[Verifier, BatchLoop, ModelledEngine]
 
 
-@dataclass(slots=True)
 class Site:
-    """One verifier."""
+    """One verifier, and what takes its place after a crash."""
 
-    name: str
-    verifier: Verifier
-    loop: BatchLoop
-    engine: ModelledEngine
-    watch: Watch
-    gpus: int
-    task: asyncio.Task[None]
+    def __init__(
+        self,
+        name: str,
+        group: str,
+        gpus: int,
+        watch: Watch,
+        make: Callable[[], Process],
+        failed: Callable[[asyncio.Task[None]], None],
+    ) -> None:
+        """`make` starts it with nothing in its memory; `failed` is told when its loop ends."""
+        self.name = name
+        self.group = group
+        self.gpus = gpus
+        self.watch = watch
+        self.up = False
+        self.links: dict[Link, None] = {}
+        """Calls that it serves, in the order in which they came."""
+        self._make = make
+        self._failed = failed
+        self.start()
+
+    def start(self) -> None:
+        self.verifier, self.loop, self.engine = self._make()
+        self._task = asyncio.create_task(self.loop.run())
+        self._task.add_done_callback(self._failed)
+        self.up = True
+
+    def stop(self) -> None:
+        self.up = False
+        self._task.cancel()
+
+    def crash(self) -> None:
+        """Everything that it knew is gone."""
+        self.stop()
+        for link in list(self.links):
+            link.crashed()
+        self.links.clear()
 
     def check_empty(self) -> None:
         """Raises AssertionError if anything is left of any generation."""
@@ -59,8 +90,9 @@ def build(
     tally: Tally,
     sink: Sink,
     clock: Clock,
+    failed: Callable[[asyncio.Task[None]], None],
 ) -> list[Site]:
-    """All verifiers, running. To be called within the event loop."""
+    """All verifiers, running; `failed` is told when one's loop ends. To be called within the event loop."""
     shares = {name: Share(weight=tier.weight) for name, tier in config.tiers.items() if tier.identity == "tier"}
     shares |= {
         f"{name}-{number}": Share(weight=tier.weight)
@@ -72,7 +104,9 @@ def build(
         machine = group.machine(folder)
         for number in range(group.count):
             own = f"{name}-{number}" if group.count > 1 else name
-            sites.append(_site(own, group, machine, config, policy, shares, seeds.spawn(1)[0], tally, sink, clock))
+            watch = Watch(own, tally, sink, clock)
+            make = _maker(own, group, machine, config, policy, shares, seeds.spawn(1)[0], watch, clock)
+            sites.append(Site(own, name, group.gpus, watch, make, failed))
     return sites
 
 
@@ -83,7 +117,7 @@ def drafters(config: Simulation) -> Iterator[tuple[str, Tier]]:
             yield name, tier
 
 
-def _site(
+def _maker(
     name: str,
     group: VerifierGroup,
     machine: Machine,
@@ -91,10 +125,9 @@ def _site(
     policy: Policy,
     shares: dict[str, Share],
     seed: np.random.SeedSequence,
-    tally: Tally,
-    sink: Sink,
+    watch: Watch,
     clock: Clock,
-) -> Site:
+) -> Callable[[], Process]:
     policy_seed, noise_seed = seed.spawn(2)
     settings = SchedulerConfig(
         speculation=policy.speculation,
@@ -106,17 +139,17 @@ def _site(
         profile=machine.told() if group.profiled else UNPROFILED,
         seed=int(policy_seed.generate_state(1)[0]),
     )
-    engine = ModelledEngine(
-        timed(machine, group.noise, np.random.default_rng(noise_seed)),
-        max(1, group.kv_tokens // ModelledEngine.page_size),
-        prefix_cache=group.prefix_cache,
-    )
-    watch = Watch(name, tally, sink, clock)
-    loop = BatchLoop(engine, policy.scheduler(settings), clock, watch)
+    step_seconds = timed(machine, group.noise, np.random.default_rng(noise_seed))
+    pages = max(1, group.kv_tokens // ModelledEngine.page_size)
     limits = Limits(max_sessions=group.max_sessions, kv_tokens=group.kv_tokens, idle_seconds=1e9)
     model = ModelInfo("modelled", VOCABULARY, DIGEST, CONTEXT, (), service_classes=config.service_classes)
-    verifier = Verifier(loop, model, TABLE, {}, limits, name)
-    return Site(name, verifier, loop, engine, watch, group.gpus, asyncio.create_task(loop.run()))
+
+    def make() -> Process:
+        engine = ModelledEngine(step_seconds, pages, prefix_cache=group.prefix_cache)
+        loop = BatchLoop(engine, policy.scheduler(settings), clock, watch)
+        return Verifier(loop, model, TABLE, {}, limits, name), loop, engine
+
+    return make
 
 
 def timed(machine: Machine, noise: float, rng: np.random.Generator) -> Callable[[BatchShape], float]:
@@ -142,7 +175,7 @@ class Frontend:
         self._policy = policy
         self._rng = rng
         self._clock = clock
-        self._loads: list[Load] = []
+        self._loads: list[Load | None] = []
         self._asked_at = -1.0
 
     def drafter(self) -> Callable[[], Site]:
@@ -154,8 +187,10 @@ class Frontend:
         def pick() -> Site:
             self._refresh()
             chosen = policy.choose(self._loads)
-            assert chosen is not None
+            if chosen is None:
+                return self._sites[0]  # refuses the connection
             load = self._loads[chosen]
+            assert load is not None
             self._loads[chosen] = replace(load, sessions=load.sessions + 1)
             return self._sites[chosen]
 
@@ -164,5 +199,5 @@ class Frontend:
     def _refresh(self) -> None:
         now = self._clock()
         if self._asked_at < 0.0 or now - self._asked_at >= FRESH_SECONDS:
-            self._loads = [site.verifier.load() for site in self._sites]
+            self._loads = [site.verifier.load() if site.up else None for site in self._sites]
             self._asked_at = now

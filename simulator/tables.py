@@ -24,7 +24,7 @@ RUN = ("policy", "seed")
 REQUEST = (
     "request", "client", "tier", "service_class", "verifier", "prompt_tokens", "output_tokens", "issued", "first", "last",
     "tokens", "cached", "verdicts", "rounds", "drafted", "verified", "accepted", "refused", "stale", "discarded", "refusals",
-    "outcome",
+    "resumes", "outcome",
 )  # fmt: skip
 ROUND = ("time", "request", "client", "verifier", "mode", "drafted", "accepted", "tokens", "next_mode", "next_length")
 EVENT = ("time", "event", "request", "client", "verifier")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 
-from simulator.config import Bursts, Workload
+from simulator.config import Bursts, Tier, Workload
 from simulator.text import VOCABULARY
 from simulator.traces import BLOCK_TOKENS, Row
 
@@ -43,12 +43,13 @@ class Requests:
         self._classes = list(workload.classes)
         self._weights = list(workload.classes.values())
 
-    def next(self, at: float = 0.0, row: Row | None = None) -> Request:
-        """The next one; with `row`, of the lengths that a trace says."""
+    def next(self, at: float = 0.0, row: Row | None = None, tier: Tier | None = None) -> Request:
+        """The next one, of a drafter of this tier; with `row`, of the lengths that a trace says."""
         own, rng, prefix = self._workload, self._rng, self._workload.prefix
         group = None
         if row is None:
-            prompt, output = own.prompt_tokens.whole(rng), own.output_tokens.whole(rng)
+            prompt = ((tier and tier.prompt_tokens) or own.prompt_tokens).whole(rng)
+            output = ((tier and tier.output_tokens) or own.output_tokens).whole(rng)
         else:
             trace = own.trace
             assert trace is not None

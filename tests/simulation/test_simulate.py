@@ -245,6 +245,52 @@ def test_memory_does_not_grow_with_rounds() -> None:
     assert large - small < 8 * (many - few)
 
 
+FAULTS = [
+    {"at": 2, "seconds": 2, "crash": "gpu-1"},
+    {"at": 6, "seconds": 25, "cut": "far"},
+    {"at": 8, "seconds": 3, "slow": "near", "by": 0.2},
+    {"at": 20, "seconds": 3, "crash": "gpu"},
+]
+
+
+@pytest.mark.parametrize("name", ["fair-goodput", "fixed:4", "stream", "centralized"])
+def test_generations_survive_what_a_configuration_breaks(name: str) -> None:
+    """Verifiers crash and come back, a tier is cut off for longer than keepalives wait, another one is slow: every text is
+    whole, and what was resumed is counted."""
+    found = told(fleet(duration=30, warm_up=0, faults=FAULTS), name)
+    assert found["requests"]["issued"] == found["requests"]["finished"]
+    assert found["resumes"] >= 5
+    books = found["whole_run"]
+    assert books["drafted"] == books["accepted"] + books["refused"] + books["stale"] + books["discarded"]
+
+
+def test_a_verifier_that_stays_away_loses_its_requests() -> None:
+    """Who was never let in gives up after Patience.open seconds, and is counted."""
+    faults = [{"at": 2, "seconds": 1000, "crash": "gpu"}]
+    workload = {"poisson": {"rate": 5}, "output_tokens": 5, "prompt_tokens": 8}
+    found = told(fleet(duration=10, warm_up=0, faults=faults, workload=workload, drain=400), "none")
+    assert found["requests"]["lost"] == found["failures"] > 20
+    assert found["requests"]["lost"] + found["requests"]["finished"] == found["requests"]["issued"]
+
+
+def test_a_slow_link_is_felt_while_it_lasts() -> None:
+    tiers = {"one": {"count": 1, "network": {"round_trip": 0.01}}}
+    faults = [{"at": 2, "seconds": 2, "slow": "one", "by": 0.2}]
+    workload = {"closed_loop": {}, "prompt_tokens": 8, "output_tokens": 5}
+    rows = played(fleet(tiers=tiers, faults=faults, workload=workload, warm_up=0, duration=6), "none").rows
+    slow = [row.ttft for row in rows if 2.1 < row.issued < 3.5]
+    others = [row.ttft for row in rows if row.issued < 1.5 or row.issued > 4.5]
+    assert min(slow) > 0.4
+    assert max(others) < 0.2
+
+
+def test_tiers_may_ask_for_texts_of_their_own() -> None:
+    tiers = {"short": {"count": 2, "prompt_tokens": 4, "output_tokens": 3}, "long": {"count": 1}}
+    lengths = {(row.tier, row.prompt_tokens, row.output_tokens) for row in played(fleet(tiers=tiers), "none").rows}
+    assert {("short", 4, 3)} == {one for one in lengths if one[0] == "short"}
+    assert len(lengths) > 2
+
+
 # --- the command -------------------------------------------------------------------------------------------------------
 
 
