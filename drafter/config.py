@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from specfleet.core.config import HostPort, OptionalHostPort
+from specfleet.core.config import HostPort, OptionalHostPort, check_trust
 
 
 def _several(value: Any) -> Any:
@@ -27,6 +28,26 @@ class DrafterConfig(BaseModel):
     """HOST:PORT for gRPC; port 0 takes any free one."""
     metrics: OptionalHostPort = "127.0.0.1:7701"
     """HOST:PORT for Prometheus metrics; empty for none."""
+    tls_cert: Path | None = None
+    """Certificate to show to callers (PEM); turns TLS on. Read again when it changes."""
+    tls_key: Path | None = None
+    """Its private key (PEM)."""
+    tls_client_ca: Path | None = None
+    """Callers need a certificate of this authority (PEM); its common name is who they are."""
+    tokens: Path | None = None
+    """Callers need a bearer token; this file has their names and hashes (specfleet token). Read again when it changes."""
+    allow: tuple[str, ...] = ()
+    """An identity that may call; without any, all that credentials vouch for."""
+    insecure: bool = False
+    """Plaintext to and from other machines is meant."""
+    verifier_ca: Path | None = None
+    """Authority of the verifiers' certificates (PEM); turns TLS on for the way to them. Read again when it changes."""
+    verifier_cert: Path | None = None
+    """Certificate to show to verifiers that ask for one (PEM)."""
+    verifier_key: Path | None = None
+    """Its private key (PEM)."""
+    verifier_token: Path | None = None
+    """File that holds the bearer token for the verifiers. Read again when it changes."""
     name: str = ""
     """Name of this drafter in figures; its address by default."""
     device: str = "cpu"
@@ -47,6 +68,13 @@ class DrafterConfig(BaseModel):
     """How long running generations may go on after SIGTERM."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe log lines shown."""
+
+    @model_validator(mode="after")
+    def _trust_is_whole(self) -> Self:
+        check_trust(self)
+        if (self.verifier_cert is None) != (self.verifier_key is None):
+            raise ValueError("--verifier-cert and --verifier-key need each other; give both")
+        return self
 
     @field_validator("verifier")
     @classmethod

@@ -27,7 +27,9 @@ from specfleet.observability.drafter import DrafterMetrics
 from specfleet.observability.grpc_server import GrpcServerMetrics
 from specfleet.observability.registry import serve_metrics
 from specfleet.text import TextGenerator, Tokenizer
-from specfleet.wire.server import Server
+from specfleet.wire.credentials import Credentials, token_file
+from specfleet.wire.server import Server, trusting
+from specfleet.wire.tls import watched_tls
 from specfleet.wire.verification import GrpcVerifierConnection
 
 log = logging.getLogger(__name__)
@@ -48,10 +50,16 @@ async def _serve(config: DrafterConfig) -> int:
     async with AsyncExitStack() as stack:
         registry = CollectorRegistry()
         observer = DrafterMetrics(registry)
-        server = Server(interceptors=(GrpcServerMetrics(registry),))
+        guard, certificate = trusting(config)
+        server = Server((GrpcServerMetrics(registry),), guard, certificate, insecure=config.insecure)
         address = server.bind(config.listen)
         metrics = serve_metrics(registry, config.metrics, stack)
-        connections = [GrpcVerifierConnection(target) for target in config.verifier]
+        credentials = Credentials(
+            token_file(config.verifier_token),
+            watched_tls(config.verifier_ca, config.verifier_cert, config.verifier_key),
+            config.insecure,
+        )
+        connections = [GrpcVerifierConnection(target, credentials) for target in config.verifier]
         policy = routing.build(config.routing, np.random.default_rng())
         router = Router(connections, policy, time.monotonic, observer)
         stack.push_async_callback(router.close)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         Reply,
         Stream,
         Timing,
+        Tls,
     )
     from specfleet.core.errors import (
         AuthenticationFailed,
@@ -82,6 +83,7 @@ __all__ = [
     "Stream",
     "StreamInterrupted",
     "Timing",
+    "Tls",
     "TokenKind",
     "Tokens",
     "Unavailable",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, field_validator, model_validator
 
 from scheduler.identities import Share
-from specfleet.core.config import HostPort, OptionalHostPort, nearest
+from specfleet.core.config import HostPort, OptionalHostPort, check_trust, nearest
 from specfleet.core.errors import ConfigurationError
 from specfleet.core.types import ServiceClass
 
@@ -93,6 +93,18 @@ class VerifierConfig(BaseModel):
     """HOST:PORT for gRPC; port 0 takes any free one."""
     metrics: OptionalHostPort = "127.0.0.1:7601"
     """HOST:PORT for Prometheus metrics; empty for none."""
+    tls_cert: Path | None = None
+    """Certificate to show to callers (PEM); turns TLS on. Read again when it changes."""
+    tls_key: Path | None = None
+    """Its private key (PEM)."""
+    tls_client_ca: Path | None = None
+    """Callers need a certificate of this authority (PEM); its common name is who they are."""
+    tokens: Path | None = None
+    """Callers need a bearer token; this file has their names and hashes (specfleet token). Read again when it changes."""
+    allow: tuple[str, ...] = ()
+    """An identity that may call; without any, all that credentials vouch for."""
+    insecure: bool = False
+    """Plaintext to and from other machines is meant."""
     name: str = ""
     """Name of the served model in requests and figures; the last part of its path by default."""
     device: str = "cpu"
@@ -135,6 +147,11 @@ class VerifierConfig(BaseModel):
     """Seed of unseeded sampling and of policies that draw; from the system by default."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe log lines shown."""
+
+    @model_validator(mode="after")
+    def _trust_is_whole(self) -> Self:
+        check_trust(self)
+        return self
 
     @field_validator("service_class", "share")
     @classmethod

@@ -26,7 +26,8 @@ from specfleet.observability.grpc_server import GrpcServerMetrics
 from specfleet.observability.registry import serve_metrics
 from specfleet.observability.verifier import VerifierGauges, VerifierMetrics
 from specfleet.text import TextGenerator, Tokenizer
-from specfleet.wire.server import Server
+from specfleet.wire.auth import caller
+from specfleet.wire.server import Server, trusting
 from verifier.config import VerifierConfig
 from verifier.loop import BatchLoop
 from verifier.verifier import Limits, TargetOnly, Verifier
@@ -49,7 +50,8 @@ async def _serve(config: VerifierConfig) -> int:
         print(line, flush=True)
     async with AsyncExitStack() as stack:
         registry = CollectorRegistry()
-        server = Server(interceptors=(GrpcServerMetrics(registry),))
+        guard, certificate = trusting(config)
+        server = Server((GrpcServerMetrics(registry),), guard, certificate, insecure=config.insecure)
         address = server.bind(config.listen)
         metrics = serve_metrics(registry, config.metrics, stack)
         scheduler = Scheduler(_scheduler_config(config))
@@ -61,7 +63,7 @@ async def _serve(config: VerifierConfig) -> int:
         registry.register(VerifierGauges(_Gauges(loop, engine, scheduler)))
         verifier = _verifier(config, loop, engine, tokenizer, address, observer)
         server.add_verification(verifier)
-        server.add_generation(TextGenerator(TargetOnly(verifier), tokenizer))
+        server.add_generation(TextGenerator(TargetOnly(verifier, caller), tokenizer))
         await server.start()
         batches = asyncio.create_task(loop.run())
         stop = stop_requested()

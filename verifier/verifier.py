@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import assert_never
 
@@ -36,9 +36,6 @@ from specfleet.core.vocabulary import Vocabulary
 from verifier.loop import BatchLoop
 from verifier.observer import Observer, Silent
 from verifier.session import Session
-
-DIRECT = "direct"
-"""Identity of those who ask the verifier itself to generate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,9 +105,9 @@ class Verifier:
             await asyncio.gather(writer, reader, return_exceptions=True)
             self._loop.withdraw(session)
 
-    async def run(self, opening: Open) -> AsyncIterator[VerifyResponse]:
+    async def run(self, opening: Open, identity: str) -> AsyncIterator[VerifyResponse]:
         """The same without a drafter and within this process."""
-        session = self._admitted(opening, DIRECT, checked=False)
+        session = self._admitted(opening, identity, checked=False)
         try:
             yield await self._opened(session)
             async for message in self._messages(session):
@@ -265,13 +262,14 @@ class Verifier:
 
 
 class TargetOnly:
-    """Token source of the verifier's own Generate: sessions without a drafter."""
+    """Token source of the verifier's own Generate: sessions without a drafter. `caller` says who asks."""
 
-    def __init__(self, verifier: Verifier) -> None:
+    def __init__(self, verifier: Verifier, caller: Callable[[], str]) -> None:
         self._verifier = verifier
+        self._caller = caller
 
     async def model(self) -> ModelInfo:
         return self._verifier.model()
 
     def run(self, opening: Open) -> AsyncIterator[VerifyResponse]:
-        return self._verifier.run(replace(opening, can_draft=False))
+        return self._verifier.run(replace(opening, can_draft=False), self._caller())

@@ -19,6 +19,7 @@ command = daemon_command(
     summary="Draft next to the user and serve completions from a verifier's model.",
     examples="""
 specfleet drafter --model models/tiny-draft --verifier 127.0.0.1:7600
-specfleet drafter --model ngram --verifier gpu-1:7600 --verifier gpu-2:7600
+specfleet drafter --model ngram --verifier gpu-1:7600 --verifier gpu-2:7600 \\
+  --verifier-ca ca.pem --verifier-token token
 """,
 )

@@ -29,6 +29,8 @@ COMMANDS = {
     "bench": ("specfleet.cli.bench", "Put load on a running fleet and measure it."),
     "profile": ("specfleet.cli.profile", "Measure a model's steps on this machine."),
     "simulate": ("specfleet.cli.simulate", "Play a fleet of any size on a virtual clock."),
+    "certs": ("specfleet.cli.certs", "Make a private authority and certificates."),
+    "token": ("specfleet.cli.token", "Make a bearer token."),
 }
 """Command -> (module with `command`, one line of help)."""
 
@@ -39,6 +41,7 @@ EXTRAS = {
     "bench": "bench",
     "profile": "verifier",
     "simulate": "simulator",
+    "certs": "certs",
 }
 """Command -> the extra of the distribution that brings what it imports; the others need the base only."""
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from specfleet.client import Client
-from specfleet.core.errors import ConfigurationError
+from specfleet.client import Client, Tls
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -31,12 +29,12 @@ def server_option(help_: str) -> Callable[[F], F]:
 
 
 def server_options(function: F) -> F:
-    """--server, --timeout, --token, --tls-ca, --insecure."""
+    """--server, --timeout, and the caller's credentials."""
     return server_option("A drafter, or a verifier; repeat it to have others to turn to.")(call_options(function))
 
 
 def call_options(function: F) -> F:
-    """--timeout, --token, --tls-ca, --insecure."""
+    """--timeout, and the caller's credentials."""
     for option in reversed(
         (
             click.option(
@@ -45,8 +43,11 @@ def call_options(function: F) -> F:
             click.option(
                 "--token", envvar="SPECFLEET_TOKEN", metavar="TEXT", help="Bearer token; better in SPECFLEET_TOKEN."
             ),
-            click.option("--tls-ca", metavar="FILE", help="Root certificates (PEM); turns TLS on."),
-            click.option("--insecure", is_flag=True, help="Send the token without TLS to another machine."),
+            click.option("--tls", "use_tls", is_flag=True, help="Use TLS, and trust public authorities."),
+            click.option("--tls-ca", metavar="FILE", help="Use TLS, and trust these authorities (PEM)."),
+            click.option("--tls-cert", metavar="FILE", help="Certificate to show to a server that asks for one (PEM)."),
+            click.option("--tls-key", metavar="FILE", help="Its private key (PEM)."),
+            click.option("--insecure", is_flag=True, help="Plaintext to other machines is meant."),
         )
     ):
         function = option(function)
@@ -79,11 +80,12 @@ def connect(flags: dict[str, Any]) -> Client:
 
 def client_arguments(flags: dict[str, Any]) -> dict[str, Any]:
     """Takes what `call_options` gave out of `flags`: keyword arguments of Client and AsyncClient."""
-    certificates = flags.pop("tls_ca")
+    files = [flags.pop(name) for name in ("tls_ca", "tls_cert", "tls_key")]
+    use_tls = flags.pop("use_tls") or any(files)
     return {
         "timeout": flags.pop("timeout"),
         "token": flags.pop("token"),
-        "root_certificates": _read(certificates) if certificates else None,
+        "tls": Tls.from_files(*files) if use_tls else None,
         "insecure": flags.pop("insecure"),
     }
 
@@ -93,10 +95,3 @@ def sampling(flags: dict[str, Any]) -> dict[str, Any]:
     said = {name: flags.get(name) for name in SAMPLING}
     # By identity: 0 is something that was said, though it equals False.
     return {name: value for name, value in said.items() if value is not None and value is not False and value != ()}
-
-
-def _read(path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise ConfigurationError(f"--tls-ca: cannot read {path}: {error.strerror}") from error

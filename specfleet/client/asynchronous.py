@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self, Unpack
 
-from specfleet.client.connection import Connection, Credentials, Token, connections
+from specfleet.client.connection import Connection, connections
 from specfleet.client.reply import Health, Reply
 from specfleet.client.request import Message, Parameters, Prompt, build_request
 from specfleet.client.stream import AsyncStream, Patience
 from specfleet.core.errors import SpecfleetError
 from specfleet.core.types import ModelInfo, SamplingParams
+from specfleet.wire.credentials import Credentials, Token
+from specfleet.wire.tls import TlsSource
 
 _SHUN_SECONDS = 10.0
 """How long a server that failed is tried last."""
@@ -36,17 +38,18 @@ class AsyncClient:
         retries: int = 2,
         resume_timeout: float = 60.0,
         token: Token | None = None,
-        root_certificates: bytes | None = None,
+        tls: TlsSource | None = None,
         insecure: bool = False,
     ) -> None:
         """`targets`: HOST:PORT or several of them, tried in order. Nothing is connected yet.
 
         `retries`: further rounds over all servers before the first token. `resume_timeout`: seconds in which a broken
-        stream may find another server. `token`: a bearer token, or a callable that gives one. `root_certificates`: PEM;
-        turns TLS on. `insecure`: send the token without TLS to another machine. Raises ConfigurationError.
+        stream may find another server. `token`: a bearer token, or a callable that gives one. `tls`: `Tls(…)` with the
+        authority to trust and, for mTLS, a certificate; or a callable that gives one, asked for every call, so that
+        certificates may change. `insecure`: plaintext to other machines is meant. Raises ConfigurationError.
         """
         self._patience = Patience(timeout, connect_timeout, retries, resume_timeout)
-        self._servers = connections(targets, Credentials(token, root_certificates, insecure))
+        self._servers = connections(targets, Credentials(token, tls, insecure))
         self._closed = False
 
     async def __aenter__(self) -> Self:

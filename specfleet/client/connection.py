@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
@@ -17,7 +15,8 @@ from specfleet.core.generation import Event, GenerationRequest
 from specfleet.core.types import ModelInfo
 from specfleet.v1 import generation_pb2, generation_pb2_grpc
 from specfleet.wire import codec
-from specfleet.wire.channel import check_target, open_channel
+from specfleet.wire.channel import Dialer
+from specfleet.wire.credentials import Credentials
 from specfleet.wire.status import from_rpc_error
 
 SERVICE = "specfleet.v1.GenerationService"
@@ -25,37 +24,14 @@ _CHECK = "/grpc.health.v1.Health/Check"
 _SERVING = b"\x08\x01"
 _EOF: Any = grpc.aio.EOF
 
-Token = str | Callable[[], str]
-"""A bearer token, or what returns one; called for every attempt, so that it may change."""
-
-
-@dataclass(frozen=True, slots=True)
-class Credentials:
-    token: Token | None = None
-    root_certificates: bytes | None = None
-    insecure: bool = False
-
-    def check(self, target: str) -> None:
-        """Raises ConfigurationError where the token would travel in the clear."""
-        if self.token is not None and self.root_certificates is None and not (self.insecure or _loopback(target)):
-            raise ConfigurationError(
-                f"a token for {target} would travel unencrypted; give root certificates, or insecure=True if that is meant"
-            )
-
-    def metadata(self) -> tuple[tuple[str, str], ...]:
-        token = self.token() if callable(self.token) else self.token
-        return () if token is None else (("authorization", f"Bearer {token}"),)
-
 
 class Connection:
     """Calls to one target. Belongs to the event loop it is first used in."""
 
     def __init__(self, target: str, credentials: Credentials) -> None:
-        """Raises ConfigurationError for what is not HOST:PORT."""
-        self.target = check_target(target)
-        credentials.check(target)
-        self._credentials = credentials
-        self._channel: grpc.aio.Channel | None = None
+        """Raises ConfigurationError for what is not HOST:PORT, and where plaintext would leave this machine."""
+        self.target = target
+        self._dialer = Dialer(target, credentials)
         self.failed_at = float("-inf")
         """When a generation last failed here, in `time.perf_counter` seconds."""
 
@@ -63,16 +39,14 @@ class Connection:
         """Begin a generation that ends `within` so many seconds. Raises ConnectionError_ when nothing listens."""
         channel = await self._connected(connect_within)
         stub: Any = generation_pb2_grpc.GenerationServiceStub(channel)
-        call = stub.Generate(
-            codec.generate_request_to_proto(request), timeout=within, metadata=self._credentials.metadata()
-        )
+        call = stub.Generate(codec.generate_request_to_proto(request), timeout=within, metadata=self._dialer.metadata())
         return GenerateCall(call, self.target)
 
     async def model(self, *, connect_within: float, within: float) -> ModelInfo:
         channel = await self._connected(connect_within)
         stub: Any = generation_pb2_grpc.GenerationServiceStub(channel)
         request = generation_pb2.GenerationServiceGetModelRequest()
-        call = stub.GetModel(request, timeout=within, metadata=self._credentials.metadata())
+        call = stub.GetModel(request, timeout=within, metadata=self._dialer.metadata())
         return codec.model_from_proto((await self._answer(call)).model)
 
     async def health(self, *, connect_within: float, within: float) -> Health:
@@ -88,31 +62,28 @@ class Connection:
         )
 
     async def close(self) -> None:
-        channel, self._channel = self._channel, None
-        if channel is not None:
-            await channel.close(None)
+        await self._dialer.close()
 
     async def _connected(self, seconds: float) -> grpc.aio.Channel:
         """A channel that is ready or has just failed. A call on the latter fails at once, and says why."""
-        if self._channel is None:
-            self._channel = open_channel(self.target, root_certificates=self._credentials.root_certificates)
+        channel = self._dialer.channel()
         decided = (grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.TRANSIENT_FAILURE)
         try:
             async with asyncio.timeout(seconds):
-                while (state := self._channel.get_state(try_to_connect=True)) not in decided:
-                    await self._channel.wait_for_state_change(state)
+                while (state := channel.get_state(try_to_connect=True)) not in decided:
+                    await channel.wait_for_state_change(state)
         except TimeoutError:
             raise ConnectionError_(
                 f"cannot reach {self.target}: no answer within {seconds:.3g} s; is the address right, and is it reachable?"
             ) from None
-        return self._channel
+        return channel
 
     async def _serving(self, channel: grpc.aio.Channel, service: str, within: float) -> bool:
         """The standard health check. Its two messages have one field each, so the SDK needs no package for them."""
         name = service.encode()
         request = b"\x0a" + bytes([len(name)]) + name if name else b""
         check = channel.unary_unary(_CHECK, request_serializer=bytes, response_deserializer=bytes)
-        call = check(request, timeout=within, metadata=self._credentials.metadata())
+        call = check(request, timeout=within, metadata=self._dialer.metadata())
         return bool(await self._answer(call) == _SERVING)
 
     async def _answer(self, call: Any) -> Any:
@@ -153,14 +124,6 @@ def _reraise_own_cancellation() -> None:
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise
-
-
-def _loopback(target: str) -> bool:
-    host = target.rpartition(":")[0].strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def connections(targets: str | Sequence[str], credentials: Credentials) -> list[Connection]:

@@ -7,13 +7,14 @@ from types import TracebackType
 from typing import Self, Unpack
 
 from specfleet.client.asynchronous import AsyncClient
-from specfleet.client.connection import Token
 from specfleet.client.portal import Portal, portal
 from specfleet.client.reply import Health, Reply, Timing
 from specfleet.client.request import Message, Parameters, Prompt
 from specfleet.client.stream import AsyncStream
 from specfleet.core.generation import Started, Tokens
 from specfleet.core.types import FinishReason, ModelInfo, SamplingParams, Speculation, Usage
+from specfleet.wire.credentials import Token
+from specfleet.wire.tls import TlsSource
 
 
 class Stream:
@@ -96,7 +97,7 @@ class Client:
         retries: int = 2,
         resume_timeout: float = 60.0,
         token: Token | None = None,
-        root_certificates: bytes | None = None,
+        tls: TlsSource | None = None,
         insecure: bool = False,
     ) -> None:
         """As AsyncClient's. Raises ConfigurationError."""
@@ -107,7 +108,7 @@ class Client:
             retries=retries,
             resume_timeout=resume_timeout,
             token=token,
-            root_certificates=root_certificates,
+            tls=tls,
             insecure=insecure,
         )
         self._portal = portal()

@@ -27,7 +27,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
 from pydantic import BaseModel, GetCoreSchemaHandler, SecretBytes, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
@@ -100,6 +100,26 @@ def load(
     except ValidationError as error:
         problems = dict.fromkeys(_problem(model, section, given, dict(one)) for one in error.errors(include_url=False))
         raise ConfigurationError("; ".join(problems)) from None
+
+
+class Trust(Protocol):
+    """What both daemons are told of their callers' credentials and their own."""
+
+    tls_cert: Path | None
+    tls_key: Path | None
+    tls_client_ca: Path | None
+    tokens: Path | None
+    allow: tuple[str, ...]
+
+
+def check_trust(trust: Trust) -> None:
+    """Raises ValueError where one setting needs another."""
+    if (trust.tls_cert is None) != (trust.tls_key is None):
+        raise ValueError("--tls-cert and --tls-key need each other; give both")
+    if trust.tls_client_ca is not None and trust.tls_cert is None:
+        raise ValueError("--tls-client-ca needs TLS; give --tls-cert and --tls-key, too")
+    if trust.allow and trust.tls_client_ca is None and trust.tokens is None:
+        raise ValueError("--allow needs credentials to know callers by; give --tls-client-ca or --tokens, too")
 
 
 def describe(config: BaseModel) -> list[str]:

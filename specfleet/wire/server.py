@@ -9,11 +9,15 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from specfleet.core.address import is_loopback
+from specfleet.core.config import Trust
 from specfleet.core.errors import ConfigurationError
 from specfleet.core.generation import Generator
 from specfleet.v1 import generation_pb2_grpc, verification_pb2_grpc
 from specfleet.wire import generation, verification
+from specfleet.wire.auth import Authentication, Guard, TokenFile
 from specfleet.wire.channel import OPTIONS, check_target
+from specfleet.wire.tls import ServerCertificate
 
 SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     *OPTIONS,
@@ -24,11 +28,24 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.so_reuseport", 0),
 )
 
+ANYBODY = Guard()
+
 
 class Server:
     """One listening gRPC server. `bind`, add services, `start()`, `ready(True)`, later `stop(grace)`."""
 
-    def __init__(self, interceptors: tuple[grpc.aio.ServerInterceptor, ...] = ()) -> None:
+    def __init__(
+        self,
+        interceptors: tuple[grpc.aio.ServerInterceptor, ...] = (),
+        guard: Guard = ANYBODY,
+        certificate: ServerCertificate | None = None,
+        *,
+        insecure: bool = False,
+    ) -> None:
+        """`insecure`: plaintext on an address that other machines reach is meant."""
+        self._certificate = certificate
+        self._insecure = insecure
+        interceptors = (*interceptors, Authentication(guard))
         self._server = grpc.aio.server(interceptors=interceptors, options=SERVER_OPTIONS)
         self._health = health.aio.HealthServicer()
         self._names: list[str] = []
@@ -49,11 +66,19 @@ class Server:
         port in use must not cost the time in which a model is loaded.
 
         Raises:
-            ConfigurationError: naming the address.
+            ConfigurationError: naming the address; also for plaintext where other machines could listen in.
         """
-        host, _, port = check_target(listen).rpartition(":")
+        check_target(listen)
+        if self._certificate is None and not self._insecure and not is_loopback(listen):
+            raise ConfigurationError(
+                f"{listen} can be reached from other machines, and nothing would be encrypted; give --tls-cert and --tls-key "
+                "(specfleet certs makes some), listen on 127.0.0.1, or say --insecure if plaintext is meant"
+            )
+        host, _, port = listen.rpartition(":")
         _try_bind(host.strip("[]"), int(port), listen)
-        return f"{host}:{self._server.add_insecure_port(listen)}"
+        if self._certificate is None:
+            return f"{host}:{self._server.add_insecure_port(listen)}"
+        return f"{host}:{self._server.add_secure_port(listen, self._certificate.credentials())}"
 
     async def start(self) -> None:
         """Answer calls: alive, not ready yet."""
@@ -74,6 +99,15 @@ class Server:
     async def _set(self, name: str, serving: bool) -> None:
         status = health_pb2.HealthCheckResponse
         await self._health.set(name, status.SERVING if serving else status.NOT_SERVING)
+
+
+def trusting(trust: Trust) -> tuple[Guard, ServerCertificate | None]:
+    """What a daemon's settings mean: whom it lets in, and what it shows them. Raises ConfigurationError naming a file."""
+    tokens = TokenFile(trust.tokens) if trust.tokens is not None else None
+    guard = Guard(tokens, trust.tls_client_ca is not None, frozenset(trust.allow))
+    if trust.tls_cert is None or trust.tls_key is None:
+        return guard, None
+    return guard, ServerCertificate(trust.tls_cert, trust.tls_key, trust.tls_client_ca)
 
 
 def _try_bind(host: str, port: int, listen: str) -> None:

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, cast
-from urllib.parse import unquote
 
 import grpc
 import grpc.aio
@@ -18,7 +17,9 @@ from specfleet.core.types import Load, ModelInfo
 from specfleet.v1 import verification_pb2 as pb
 from specfleet.v1 import verification_pb2_grpc as rpc
 from specfleet.wire import codec
-from specfleet.wire.channel import open_channel
+from specfleet.wire.auth import caller
+from specfleet.wire.channel import Dialer
+from specfleet.wire.credentials import PLAIN, Credentials
 from specfleet.wire.status import answering, from_rpc_error, from_status
 
 SERVICE = "specfleet.v1.VerificationService"
@@ -49,7 +50,7 @@ class VerificationService(rpc.VerificationServiceServicer):
 
     async def Verify(self, request_iterator: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:  # noqa: N802
         async with answering(context):
-            await self._backend.serve(_GrpcServerStream(context), identity_of(context.peer()))
+            await self._backend.serve(_GrpcServerStream(context), caller())
 
     async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:  # noqa: N802
         async with answering(context):
@@ -66,16 +67,6 @@ class VerificationService(rpc.VerificationServiceServicer):
             for name, content in self._backend.tokenizer_files().items():
                 for at in range(0, len(content) or 1, PIECE_BYTES):
                     yield pb.GetTokenizerResponse(file_name=name, content=content[at : at + PIECE_BYTES])
-
-
-def identity_of(peer: str) -> str:
-    """Who a caller without credentials is taken for, from gRPC's name of the peer: its host, so that more connections buy
-    nothing. On this machine, where everybody has the same one, the connection."""
-    kind, _, rest = peer.partition(":")
-    host = unquote(rest.rpartition(":")[0]).strip("[]")
-    if kind not in ("ipv4", "ipv6") or not host or host == "::1" or host.startswith(("127.", "::ffff:127.")):
-        return peer
-    return host
 
 
 class _GrpcServerStream:
@@ -98,36 +89,43 @@ class _GrpcServerStream:
 class GrpcVerifierConnection:
     """VerifierConnection over gRPC."""
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, credentials: Credentials = PLAIN) -> None:
+        """Raises ConfigurationError for what is not HOST:PORT, and where plaintext would leave this machine."""
         self._target = target
-        self._channel = open_channel(target)
-        self._stub = rpc.VerificationServiceStub(self._channel)
+        self._dialer = Dialer(target, credentials)
 
     @property
     def target(self) -> str:
         return self._target
 
     async def verify(self) -> _GrpcClientStream:
-        return _GrpcClientStream(self._stub.Verify(), self._target)
+        return _GrpcClientStream(self._stub.Verify(metadata=self._dialer.metadata()), self._target)
 
     async def model(self) -> ModelInfo:
-        reply = await self._typed(self._stub.GetModel(pb.GetModelRequest(), timeout=10))
-        return codec.model_from_proto(reply.model)
+        call = self._stub.GetModel(pb.GetModelRequest(), timeout=10, metadata=self._dialer.metadata())
+        return codec.model_from_proto((await self._typed(call)).model)
 
     async def load(self) -> Load:
-        return codec.load_from_proto(await self._typed(self._stub.GetLoad(pb.GetLoadRequest(), timeout=10)))
+        call = self._stub.GetLoad(pb.GetLoadRequest(), timeout=10, metadata=self._dialer.metadata())
+        return codec.load_from_proto(await self._typed(call))
 
     async def tokenizer_files(self) -> dict[str, bytes]:
         files: dict[str, bytearray] = {}
+        call = self._stub.GetTokenizer(pb.GetTokenizerRequest(), timeout=60, metadata=self._dialer.metadata())
         try:
-            async for piece in self._stub.GetTokenizer(pb.GetTokenizerRequest(), timeout=60):
+            async for piece in call:
                 files.setdefault(piece.file_name, bytearray()).extend(piece.content)
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error, peer=self._target) from None
         return {name: bytes(content) for name, content in files.items()}
 
     async def close(self) -> None:
-        await self._channel.close()
+        await self._dialer.close()
+
+    @property
+    def _stub(self) -> Any:
+        stub: Any = rpc.VerificationServiceStub(self._dialer.channel())
+        return stub
 
     async def _typed(self, call: Awaitable[T]) -> T:
         try:

@@ -81,7 +81,7 @@ class VerifierNode:
         model = ModelInfo("fake", VOCABULARY, TABLE.digest(), CONTEXT, ends)
         limits = Limits(kv_tokens=world.pages * self.engine.page_size, max_sessions=world.max_sessions)
         self.verifier = Verifier(self.loop, model, TABLE, {}, limits, self.host.name)
-        self.generator = TextGenerator(TargetOnly(self.verifier), Letters())  # type: ignore[arg-type]
+        self.generator = TextGenerator(TargetOnly(self.verifier, lambda: "direct"), Letters())  # type: ignore[arg-type]
         self.task = asyncio.create_task(self.loop.run())
         self.host.up = True
 

@@ -26,6 +26,7 @@ from specfleet import (
     QuotaExceeded,
     SamplingParams,
     StreamInterrupted,
+    Tls,
     Unavailable,
     Usage,
 )
@@ -157,7 +158,7 @@ async def test_bad_requests_fail_before_anything_is_sent(arguments: dict[str, An
             client.stream(**arguments)
 
 
-@pytest.mark.parametrize("targets", ["localhost", "localhost:99999", [], ["a:1", "b"]])
+@pytest.mark.parametrize("targets", ["localhost", "localhost:99999", [], ["localhost:1", "b"]])
 async def test_targets_are_checked(targets: Any) -> None:
     """A target that is not HOST:PORT is a ConfigurationError that shows a right one."""
     with pytest.raises(ConfigurationError, match="HOST:PORT"):
@@ -448,9 +449,10 @@ async def test_tokens_travel_with_every_call() -> None:
 
 
 async def test_tokens_do_not_travel_in_the_clear() -> None:
-    """A token for another machine needs TLS, or insecure=True said aloud."""
-    with pytest.raises(ConfigurationError, match="token for edge-7:7700 would travel unencrypted"):
-        AsyncClient("edge-7:7700", token="secret")
+    """Another machine is called over TLS, or with insecure=True said aloud; with a token or without."""
+    for token in ("secret", None):
+        with pytest.raises(ConfigurationError, match="the way to edge-7:7700 would be unencrypted"):
+            AsyncClient("edge-7:7700", token=token)
     await AsyncClient("edge-7:7700", token="secret", insecure=True).close()
     await AsyncClient("localhost:7700", token="secret").close()
 
@@ -473,7 +475,7 @@ async def test_tls_with_given_roots(tmp_path: Path) -> None:
     credentials = grpc.ssl_server_credentials([(key, certificate)])
     async with _raw_server(Counter(), credentials=credentials) as address:
         target = address.replace("127.0.0.1", "localhost")
-        async with AsyncClient(target, root_certificates=certificate, token="t") as client:
+        async with AsyncClient(target, tls=Tls(certificate), token="t") as client:
             assert text_of(1) + "!" == (await client.generate("x", max_tokens=1)).text
         async with AsyncClient(target, retries=0) as client:
             with pytest.raises(ConnectionError_):

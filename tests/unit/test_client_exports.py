@@ -14,7 +14,7 @@ PUBLIC = """
 AsyncClient AsyncStream AuthenticationFailed Cancelled ChatMessage Client Completed ConfigurationError
 ConnectionError_ DeadlineExceeded FinishReason Health InternalError InvalidRequest Mode ModelInfo ModelLoadError
 ModelMismatch Overloaded PermissionDenied PositionGap PromptTooLong QuotaExceeded Reply RequestRejected
-SamplingParams SpecfleetError Speculation Started Stream StreamInterrupted Timing TokenKind Tokens Unavailable
+SamplingParams SpecfleetError Speculation Started Stream StreamInterrupted Timing Tls TokenKind Tokens Unavailable
 UnknownModel Usage __version__
 """.split()  # noqa: SIM905
 
