@@ -81,8 +81,7 @@ async def _serve(config: DrafterConfig) -> int:
             flush=True,
         )
         await stop.wait()
-        await server.ready(False)
-        await server.stop(config.drain_seconds)
+        await server.drain(config.drain_seconds)
     return 0
 
 

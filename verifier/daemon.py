@@ -71,8 +71,7 @@ async def _serve(config: VerifierConfig) -> int:
         print(f"ready verifier grpc={address} metrics={metrics} model={verifier.model().name}", flush=True)
         stopped = asyncio.create_task(stop.wait())
         done, _ = await asyncio.wait({stopped, batches}, return_when=asyncio.FIRST_COMPLETED)
-        await server.ready(False)
-        await server.stop(config.drain_seconds)
+        await server.drain(config.drain_seconds)
         if batches in done:
             batches.result()
             raise InternalError("the batch loop ended")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 
 import grpc
@@ -17,6 +18,7 @@ from specfleet.v1 import generation_pb2_grpc, verification_pb2_grpc
 from specfleet.wire import generation, verification
 from specfleet.wire.auth import Authentication, Guard, TokenFile
 from specfleet.wire.channel import OPTIONS, check_target
+from specfleet.wire.drain import Calls
 from specfleet.wire.tls import ServerCertificate
 
 SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
@@ -29,10 +31,12 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
 )
 
 ANYBODY = Guard()
+TELL_SECONDS = 2.0
+"""How long those that must move may take to hear of it."""
 
 
 class Server:
-    """One listening gRPC server. `bind`, add services, `start()`, `ready(True)`, later `stop(grace)`."""
+    """One listening gRPC server. `bind`, add services, `start()`, `ready(True)`, later `drain(seconds)`."""
 
     def __init__(
         self,
@@ -45,7 +49,8 @@ class Server:
         """`insecure`: plaintext on an address that other machines reach is meant."""
         self._certificate = certificate
         self._insecure = insecure
-        interceptors = (*interceptors, Authentication(guard))
+        self._calls = Calls()
+        interceptors = (*interceptors, self._calls, Authentication(guard))
         self._server = grpc.aio.server(interceptors=interceptors, options=SERVER_OPTIONS)
         self._health = health.aio.HealthServicer()
         self._names: list[str] = []
@@ -91,8 +96,15 @@ class Server:
         for name in self._names:
             await self._set(name, ready)
 
+    async def drain(self, seconds: float) -> None:
+        """Not ready from now on, and no new calls; those that run have `seconds` to finish, the rest are told to move."""
+        await self._health.enter_graceful_shutdown()
+        closing = asyncio.create_task(self._server.stop(seconds + TELL_SECONDS))
+        await self._calls.finish(seconds)
+        await closing
+
     async def stop(self, grace: float) -> None:
-        """Refuse new calls, let running ones finish within `grace` seconds."""
+        """Refuse new calls, let running ones finish within `grace` seconds, and cut off the rest."""
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace)
 

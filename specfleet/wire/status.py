@@ -161,15 +161,16 @@ async def answering(context: grpc.aio.ServicerContext[Any, Any], request_id: str
         yield
     except SpecfleetError as error:
         error.request_id = error.request_id or request_id
-        await _abort(context, error)
+        await abort(context, error)
     except (asyncio.CancelledError, grpc.aio.AbortError):
         raise
     except Exception:
         request_id = request_id or uuid.uuid4().hex
         log.exception("handler failed", extra={"request_id": request_id})
         message = f"internal error; the server's log has it under request id {request_id}"
-        await _abort(context, errors.InternalError(message, request_id=request_id))
+        await abort(context, errors.InternalError(message, request_id=request_id))
 
 
-async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: SpecfleetError) -> None:
+async def abort(context: grpc.aio.ServicerContext[Any, Any], error: SpecfleetError) -> None:
+    """End a call with the status and details of `error`. Raises AbortError, for grpc to see."""
     await context.abort(row_of(error).grpc, clipped(error.message), to_trailers(error))
