@@ -25,6 +25,7 @@ from specfleet.core.signals import stop_requested
 from specfleet.observability import log as logs
 from specfleet.observability.drafter import DrafterMetrics
 from specfleet.observability.grpc_server import GrpcServerMetrics
+from specfleet.observability.log import say
 from specfleet.observability.registry import serve_metrics
 from specfleet.text import TextGenerator, Tokenizer
 from specfleet.wire.credentials import Credentials, token_file
@@ -46,7 +47,7 @@ def run(config: DrafterConfig) -> int:
 
 async def _serve(config: DrafterConfig) -> int:
     for line in describe(config):
-        print(line, flush=True)
+        say(line)
     async with AsyncExitStack() as stack:
         registry = CollectorRegistry()
         observer = DrafterMetrics(registry)
@@ -75,10 +76,9 @@ async def _serve(config: DrafterConfig) -> int:
         await server.start()
         stop = stop_requested()
         await server.ready(True)
-        print(
+        say(
             f"ready drafter grpc={address} metrics={metrics} speculator={speculator.name} "
-            f"verifier={router.target} target={model.name}",
-            flush=True,
+            f"verifier={router.target} target={model.name}"
         )
         await stop.wait()
         await server.drain(config.drain_seconds)

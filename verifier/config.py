@@ -139,6 +139,8 @@ class VerifierConfig(BaseModel):
     """How long a round waits for its draft before the verifier decodes without it."""
     idle_seconds: Annotated[float, Field(gt=0)] = 60.0
     """A stream that neither opens nor takes its verdicts for so long is ended."""
+    step_seconds_limit: Annotated[float, Field(gt=0)] = 60.0
+    """A step that takes longer is stuck: not ready, and everybody is told to go on elsewhere, until it ends."""
     drain_seconds: Annotated[float, Field(ge=0)] = 5.0
     """How long running generations may go on after SIGTERM."""
     deterministic: bool = False

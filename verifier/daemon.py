@@ -23,6 +23,7 @@ from specfleet.core.signals import stop_requested
 from specfleet.core.types import ModelInfo
 from specfleet.observability import log as logs
 from specfleet.observability.grpc_server import GrpcServerMetrics
+from specfleet.observability.log import say
 from specfleet.observability.registry import serve_metrics
 from specfleet.observability.verifier import VerifierGauges, VerifierMetrics
 from specfleet.text import TextGenerator, Tokenizer
@@ -31,6 +32,7 @@ from specfleet.wire.server import Server, trusting
 from verifier.config import VerifierConfig
 from verifier.loop import BatchLoop
 from verifier.verifier import Limits, TargetOnly, Verifier
+from verifier.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from specfleet.engine import TorchEngine
@@ -47,7 +49,7 @@ def run(config: VerifierConfig) -> int:
 
 async def _serve(config: VerifierConfig) -> int:
     for line in describe(config):
-        print(line, flush=True)
+        say(line)
     async with AsyncExitStack() as stack:
         registry = CollectorRegistry()
         guard, certificate = trusting(config)
@@ -66,11 +68,15 @@ async def _serve(config: VerifierConfig) -> int:
         server.add_generation(TextGenerator(TargetOnly(verifier, caller), tokenizer))
         await server.start()
         batches = asyncio.create_task(loop.run())
+        watchdog = Watchdog(loop, verifier, server.ready, config.step_seconds_limit, time.monotonic)
+        watching = asyncio.create_task(watchdog.run())
+        stack.callback(watching.cancel)
         stop = stop_requested()
         await server.ready(True)
-        print(f"ready verifier grpc={address} metrics={metrics} model={verifier.model().name}", flush=True)
+        say(f"ready verifier grpc={address} metrics={metrics} model={verifier.model().name}")
         stopped = asyncio.create_task(stop.wait())
         done, _ = await asyncio.wait({stopped, batches}, return_when=asyncio.FIRST_COMPLETED)
+        watching.cancel()
         await server.drain(config.drain_seconds)
         if batches in done:
             batches.result()

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from scheduler import ItemOutcome, Outcome, Plan, PlanItem, Refusal, Request, Scheduler
 from specfleet.core.clock import Clock
-from specfleet.core.errors import InternalError, SpecfleetError
+from specfleet.core.errors import InternalError, SpecfleetError, StreamInterrupted, Unavailable
 from specfleet.core.protocol import Draft, Finished, Shadow
 from specfleet.core.step import Engine, StepItem, StepResult
 from specfleet.core.types import FinishReason, Grant, ServiceClass
@@ -22,6 +22,10 @@ from verifier.observer import Observer, Silent
 from verifier.session import Session
 
 log = logging.getLogger(__name__)
+
+MAX_UNREAD = 512
+"""Most messages kept for one session's reader, beside what its connection holds. Whoever lags behind by more has to come back:
+a reader that does not read cannot hold memory, here or in the KV cache."""
 
 
 class BatchLoop:
@@ -39,6 +43,8 @@ class BatchLoop:
         self._wake = asyncio.Event()
         self._planned_in = 0.0
         """Seconds that the last plan took."""
+        self.stepping_since: float | None = None
+        """When the step that runs now began."""
         self.step_seconds = 0.0
         """Smoothed duration of a step."""
 
@@ -101,6 +107,14 @@ class BatchLoop:
         self._departures.append(session)
         self._wake.set()
 
+    def move(self, reason: str) -> None:
+        """Tell everybody to go on elsewhere, while a step runs, too. What they hold goes when their owners withdraw them."""
+        for session in (*self._sessions.values(), *self._arrivals):
+            error = Unavailable(reason)
+            session.outbox.put_nowait(error)
+            if not session.opened.done():
+                session.opened.set_exception(error)
+
     async def run(self) -> None:
         """Until cancelled."""
         while True:
@@ -117,20 +131,39 @@ class BatchLoop:
                 await self._idle(plan.wake_at)
 
     async def _step(self, plan: Plan) -> None:
-        """One step for everybody in `plan`."""
+        """One step for everybody in `plan`. Whose part of it the engine cannot do ends, and nobody else."""
         items = [self._item(item) for item in plan.items]
-        start = self._clock()
+        start = self.stepping_since = self._clock()
         try:
-            results = await self._engine.step(items)
-        except SpecfleetError as error:
-            self._fail(plan, error)
-            return
-        except Exception:
-            log.exception("step failed", extra={"sessions": [item.session for item in plan.items]})
-            self._fail(plan, InternalError("the engine failed in this session's step; the server's log has the reason"))
-            return
+            results = await self._computed(items)
+        finally:
+            self.stepping_since = None
         seconds = self._clock() - start
-        self._commit(plan, items, results, start, seconds)
+        done: list[tuple[PlanItem, StepItem, StepResult]] = []
+        for planned, item, result in zip(plan.items, items, results, strict=True):
+            if isinstance(result, SpecfleetError):
+                self._end(self._sessions[planned.session], result)
+            else:
+                done.append((planned, item, result))
+        if done:
+            self._commit(plan, done, start, seconds)
+
+    async def _computed(self, items: list[StepItem]) -> list[StepResult | SpecfleetError]:
+        """A result or an error for each item. A step that fails has left every sequence as it was, so its halves are tried:
+        what only a large step has no memory for is done in small ones, and what is one session's fault ends that one."""
+        try:
+            return [*await self._engine.step(items)]
+        except SpecfleetError as error:
+            failure = error
+        except Exception as error:
+            # With the traceback where nothing is left to try.
+            log.warning("step failed", extra={"sessions": [item.sequence for item in items]}, exc_info=len(items) == 1)
+            failure = InternalError("the engine failed in this session's step; the server's log has the reason")
+            failure.__cause__ = error
+        if len(items) == 1:
+            return [failure]
+        half = len(items) // 2
+        return [*await self._computed(items[:half]), *await self._computed(items[half:])]
 
     def _item(self, planned: PlanItem) -> StepItem:
         session = self._sessions[planned.session]
@@ -146,11 +179,11 @@ class BatchLoop:
         )
 
     def _commit(
-        self, plan: Plan, items: list[StepItem], results: list[StepResult], start: float, seconds: float
+        self, plan: Plan, done: list[tuple[PlanItem, StepItem, StepResult]], start: float, seconds: float
     ) -> None:
         waits = {record.session: start - record.ready_at for record in self._scheduler}
         outcomes, verdicts = [], []
-        for planned, item, result in zip(plan.items, items, results, strict=True):
+        for planned, item, result in done:
             session = self._sessions[planned.session]
             verdict = None
             if planned.sample:
@@ -172,7 +205,7 @@ class BatchLoop:
         grants = self._scheduler.commit(Outcome(tuple(outcomes), seconds), now)
         self._observer.decided(self._planned_in + self._clock() - now)
         self.step_seconds += 0.1 * (seconds - self.step_seconds) if self.step_seconds else seconds
-        self._observer.step(seconds, plan.seconds, len(items), sum(len(item.tokens) for item in items))
+        self._observer.step(seconds, plan.seconds, len(done), sum(len(item.tokens) for _, item, _ in done))
         for session, verdict in verdicts:
             session.first_at, session.last_at = session.first_at or now, now
             self._observer.verdict(
@@ -186,6 +219,8 @@ class BatchLoop:
             session.outbox.put_nowait(replace(verdict, grant=self._grant(session, grants[session.number])))
             if session.finished is not None:
                 self._finish(session)
+            elif session.outbox.qsize() > MAX_UNREAD:
+                self._end(session, _unread(session))
 
     def _grant(self, session: Session, grant: Grant) -> Grant:
         self._observer.granted(session.service.name, session.mode, grant.mode, grant.length)
@@ -199,12 +234,12 @@ class BatchLoop:
         self._observer.served(session.service.name, tokens, session.met)
         self._release(session, session.finished)
 
-    def _fail(self, plan: Plan, error: SpecfleetError) -> None:
-        """A step that raised ends the sessions that were in it, and nobody else's."""
-        for item in plan.items:
-            session = self._sessions[item.session]
-            session.outbox.put_nowait(error)
-            self._release(session, FinishReason.ERROR)
+    def _end(self, session: Session, error: SpecfleetError) -> None:
+        """Its pages are free from now on; its owner gets to know why."""
+        session.outbox.put_nowait(error)
+        if not session.opened.done():
+            session.opened.set_exception(error)
+        self._release(session, FinishReason.ERROR)
 
     def _settle(self) -> None:
         """Between steps: let go of who left, take in who came."""
@@ -268,3 +303,10 @@ class BatchLoop:
                 await self._wake.wait()
         except TimeoutError:
             pass
+
+
+def _unread(session: Session) -> StreamInterrupted:
+    return StreamInterrupted(
+        f"{session.outbox.qsize()} messages wait to be read, at most {MAX_UNREAD} may; go on behind what came",
+        request_id=session.request_id,
+    )

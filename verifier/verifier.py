@@ -18,6 +18,7 @@ from specfleet.core.errors import (
     PromptTooLong,
     QuotaExceeded,
     SpecfleetError,
+    Unavailable,
     UnknownModel,
 )
 from specfleet.core.protocol import (
@@ -69,11 +70,22 @@ class Verifier:
         self._name = name
         self._observer = observer or Silent()
         self._numbers = itertools.count(1)
+        self._trouble = ""
 
     def model(self) -> ModelInfo:
         return self._model
 
+    def suspend(self, trouble: str) -> None:
+        """Refuse whoever comes, and tell those that are here to go on elsewhere, until `resume`."""
+        self._trouble = trouble
+        self._loop.move(trouble)
+
+    def resume(self) -> None:
+        self._trouble = ""
+
     def load(self) -> Load:
+        """Raises Unavailable while suspended, so that drafters look elsewhere."""
+        self._check_available()
         return Load(self._loop.prefilling, self._loop.sessions, self._loop.free_kv_tokens, self._loop.step_seconds)
 
     def tokenizer_files(self) -> Mapping[str, bytes]:
@@ -173,6 +185,7 @@ class Verifier:
     def _admitted(self, opening: Open, identity: str, *, checked: bool) -> Session:
         """A session for `opening`, or the typed refusal. `checked`: the caller is another process, so compare vocabularies."""
         try:
+            self._check_available()
             self._check(opening, checked)
             service = self._loop.service_class(opening.service_class)
             self._admit(opening, identity, service)
@@ -190,6 +203,10 @@ class Verifier:
             # At once: whoever asks next is to find it there.
             self._loop.submit(session)
         return session
+
+    def _check_available(self) -> None:
+        if self._trouble:
+            raise Unavailable(f"{self._trouble}; go on elsewhere", retry_after=1.0)
 
     def _admit(self, opening: Open, identity: str, service: ServiceClass) -> None:
         """Raises Overloaded or QuotaExceeded, with a time to come back, before any work is done."""

@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from specfleet import AsyncClient, AsyncStream, SamplingParams, Unavailable
+from specfleet import AsyncClient, AsyncStream, Client, SamplingParams, Unavailable
 from specfleet.client.connection import Connection
 from specfleet.core.generation import GenerationRequest
 from specfleet.wire import generation
 from specfleet.wire.channel import open_channel
 from specfleet.wire.credentials import Credentials
-from support.daemons import Daemon, running, start_drafter, start_verifier
+from support.daemons import READY_SECONDS, Daemon, running, start_drafter, start_verifier
+from support.pair import TARGET
 
 LONG = SamplingParams(max_tokens=1900, ignore_eos=True, temperature=0.0)
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 DRAIN_SECONDS = 1.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @contextmanager
@@ -119,3 +130,25 @@ def test_a_second_signal_ends_it_at_once() -> None:
 
     with stubborn(lambda: start_verifier("--speculation", "none", "--drain-seconds", "60")) as daemon:
         asyncio.run(main(daemon))
+
+
+def test_a_full_disk_under_its_output_stops_nothing() -> None:
+    """Neither the configuration, nor the ready line, nor the log can be written: it serves, and stops with exit code 0."""
+    address = f"127.0.0.1:{free_port()}"
+    arguments = ("verifier", "--model", str(TARGET), "--listen", address, "--metrics", "", "--log-level", "debug")
+    with Path("/dev/full").open("w") as full:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "specfleet.cli.main", *arguments], stdin=subprocess.DEVNULL, stdout=full, stderr=full
+        )
+        try:
+            with Client(address, connect_timeout=READY_SECONDS, timeout=READY_SECONDS) as client:
+                for _ in range(200):
+                    if client.health()[0].ready:
+                        break
+                    time.sleep(0.5)
+                assert 4 == len(client.generate("x", max_tokens=4, ignore_eos=True).token_ids)
+            process.terminate()
+            assert 0 == process.wait(30)
+        finally:
+            process.kill()
+            process.wait()
