@@ -16,7 +16,7 @@ from operator import attrgetter
 
 from drafter.speculators import Guess
 from specfleet.core.errors import InternalError, Overloaded, SpecfleetError
-from specfleet.core.step import DraftEngine, StepItem, StepResult
+from specfleet.core.step import DraftEngine, StepItem, StepResult, Stop
 from specfleet.core.types import SamplingParams
 
 log = logging.getLogger(__name__)
@@ -40,9 +40,17 @@ class Job:
     count: int
     done: asyncio.Future[list[Guess]]
     guesses: list[Guess] = field(default_factory=list)
+    stop: Stop | None = None
+    stopped: bool = False
+    """`stop` said that the guesses there are will do."""
     scored: int = 0
     """Tokens at the text's end that are to be scored; then `count` is 0."""
     matches: int | None = None
+
+    def told(self, result: StepResult) -> bool:
+        """Called with every guess, once, while the engine waits: true if no more are wanted."""
+        self.stopped = self.stop is not None and self.stop(result)
+        return self.stopped
 
 
 class Line:
@@ -56,9 +64,9 @@ class Line:
         self.opened = False
         self._batcher = batcher
 
-    async def draft(self, text: Sequence[int], count: int) -> list[Guess]:
-        """`count` tokens behind `text`; cancelling gives them up. One at a time."""
-        return await self._batcher.draft(self, text, count)
+    async def draft(self, text: Sequence[int], count: int, stop: Stop | None = None) -> list[Guess]:
+        """`count` tokens behind `text`, fewer if `stop` says so; cancelling gives them up. One at a time."""
+        return await self._batcher.draft(self, text, count, stop)
 
     async def score(self, text: Sequence[int], count: int) -> int | None:
         """How many of the last `count` tokens of `text` the model would have chosen; None if the engine has no room."""
@@ -78,8 +86,10 @@ class Line:
 class DraftBatcher:
     """Runs the draft engine for all lines. `run` is one task; everything else only talks to it."""
 
-    def __init__(self, engine: DraftEngine, max_step_tokens: int = 1024) -> None:
+    def __init__(self, engine: DraftEngine, max_step_tokens: int = 1024, measure: bool = True) -> None:
+        """`measure`: say of each guess how sure the model was of it; costs some passes over the vocabulary."""
         self._engine = engine
+        self._measure = measure
         self._max_step_tokens = max_step_tokens
         self._numbers = itertools.count(1)
         self._arrivals = itertools.count(1)
@@ -97,8 +107,9 @@ class DraftBatcher:
         """A place for one more generation."""
         return Line(self, next(self._numbers), sampling)
 
-    async def draft(self, line: Line, text: Sequence[int], count: int) -> list[Guess]:
-        job = Job(next(self._arrivals), line, list(text), count, asyncio.get_running_loop().create_future())
+    async def draft(self, line: Line, text: Sequence[int], count: int, stop: Stop | None = None) -> list[Guess]:
+        done: asyncio.Future[list[Guess]] = asyncio.get_running_loop().create_future()
+        job = Job(next(self._arrivals), line, list(text), count, done, stop=stop)
         self._jobs.append(job)
         self._wake.set()
         return await job.done
@@ -185,15 +196,29 @@ class DraftBatcher:
         last = len(job.line.held) + len(feed) == len(job.text)
         if last and 0 < job.scored < len(feed):
             return StepItem(job.line.sequence, feed, sampling, draft=job.scored, score=True)
-        return StepItem(job.line.sequence, feed, sampling, sample=last, want_q=last and not sampling.match_rule)
+        return StepItem(
+            job.line.sequence,
+            feed,
+            sampling,
+            sample=last,
+            want_q=last and not sampling.match_rule,
+            want_confidence=last and self._measure,
+        )
 
     async def _run(self, jobs: Sequence[Job], items: Sequence[StepItem]) -> list[list[StepResult]]:
         """One step; or as many in a row as every job needs, while nobody waits and the pages suffice."""
-        if len(jobs) < len(self._jobs) or not all(item.sample for item in items) or any(job.scored for job in jobs):
-            return [[result] for result in await self._engine.step(items)]
-        burst = min(MAX_BURST, *(job.count - len(job.guesses) for job in jobs))
-        needed = sum(self._pages(len(job.text) + burst) - self._pages(len(job.line.held)) for job in jobs)
-        return await self._engine.extend(items, burst if needed <= self._engine.free_pages else 1)
+        burst = 1
+        if len(jobs) == len(self._jobs) and all(item.sample for item in items) and not any(job.scored for job in jobs):
+            burst = min(MAX_BURST, *(job.count - len(job.guesses) for job in jobs))
+            needed = sum(self._pages(len(job.text) + burst) - self._pages(len(job.line.held)) for job in jobs)
+            burst = burst if needed <= self._engine.free_pages else 1
+        if burst > 1:
+            return await self._engine.extend(items, burst, [job.told for job in jobs])
+        results = await self._engine.step(items)
+        for job, result in zip(jobs, results, strict=True):
+            if result.tokens:
+                job.told(result)
+        return [[result] for result in results]
 
     def _take(self, job: Job, item: StepItem, row: Sequence[StepResult]) -> None:
         job.line.held.extend(item.tokens)
@@ -207,9 +232,9 @@ class DraftBatcher:
                 return
             if number:  # fed back meanwhile
                 job.line.held.append(job.text[-1])
-            job.guesses.append(Guess(result.tokens[-1], result.q))
+            job.guesses.append(Guess(result.tokens[-1], result.q, result.confidence))
             job.text.append(result.tokens[-1])
-        if len(job.guesses) == job.count and not job.done.done():
+        if (job.stopped or len(job.guesses) == job.count) and not job.done.done():
             job.done.set_result(job.guesses)
 
     def _fail(self, jobs: Sequence[Job], error: SpecfleetError) -> None:

@@ -4,14 +4,43 @@
     ahead:                               | sent ...... | not sent yet ... |
             0                            len(text)                        end
 
-Pure bookkeeping: `confirm` moves tokens from `ahead` to `text`, or drops a branch that the verifier contradicted.
+Pure bookkeeping: `confirm` moves tokens from `ahead` to `text`, or drops a branch that the verifier contradicted, and says
+what became of each guess.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from drafter.speculators import Guess
+
+
+@dataclass(slots=True)
+class Settled:
+    """What became of the guesses that are no longer ahead."""
+
+    accepted: list[Guess] = field(default_factory=list)
+    overtaken: list[Guess] = field(default_factory=list)
+    """The text says the same; the target had got there by itself."""
+    refused: list[Guess] = field(default_factory=list)
+    """Verified, and not accepted."""
+    stale: list[Guess] = field(default_factory=list)
+    """Sent, and contradicted before they were verified."""
+    unsent: list[Guess] = field(default_factory=list)
+    """Contradicted before they were sent."""
+    wrong: Guess | None = None
+    """The first guess that the text contradicts."""
+
+    @property
+    def right(self) -> list[Guess]:
+        return self.accepted + self.overtaken
+
+    @property
+    def dropped(self) -> list[Guess]:
+        """The branch that was contradicted."""
+        return self.refused + self.stale + self.unsent
 
 
 class Branch:
@@ -22,6 +51,8 @@ class Branch:
         """How many of `ahead` were sent."""
         self.version = 0
         """Goes up whenever a branch is dropped: guesses made for an older version are of no use."""
+        self.verified = 0
+        """Position behind the last token that a verdict was about."""
 
     @property
     def end(self) -> int:
@@ -33,19 +64,41 @@ class Branch:
         """Confirmed text and guesses."""
         return self.text + [guess.token for guess in self.ahead]
 
-    def confirm(self, tokens: Sequence[int]) -> int:
-        """Take in committed tokens; returns how many guesses were dropped because they were contradicted."""
-        dropped = 0
+    @property
+    def survival(self) -> float:
+        """Estimated chance that all guesses ahead are right."""
+        return math.prod(guess.chance for guess in self.ahead)
+
+    def confirm(self, tokens: Sequence[int], accepted: int = 0, drafted: int = 0) -> Settled:
+        """Take in committed tokens, the first `accepted` of `drafted` verified guesses among them."""
+        start, settled = len(self.text), Settled()
+        self.verified = start + drafted
         for token in tokens:
+            position = len(self.text)
             self.text.append(token)
             if not self.ahead:
                 continue
             if self.ahead[0].token == token:
-                del self.ahead[0]
+                (settled.accepted if position < start + accepted else settled.overtaken).append(self.ahead.pop(0))
                 self.sent = max(0, self.sent - 1)
             else:
-                dropped += self.drop()
-        return dropped
+                settled.wrong = self.ahead[0]
+                self._abandon(settled, position)
+        return settled
+
+    def finish(self) -> Settled:
+        """No verdict will come any more."""
+        settled = Settled()
+        self._abandon(settled, len(self.text))
+        return settled
+
+    def _abandon(self, settled: Settled, position: int) -> None:
+        """Drop all guesses, the first of which stands at `position`."""
+        checked = min(max(0, self.verified - position), self.sent)
+        settled.refused += self.ahead[:checked]
+        settled.stale += self.ahead[checked : self.sent]
+        settled.unsent += self.ahead[self.sent :]
+        self.drop()
 
     def land(self, base: int, version: int, guesses: Sequence[Guess]) -> int:
         """Take in guesses for positions from `base` on, drafted when the branch had `version`; returns how many are kept.

@@ -9,6 +9,8 @@ from scheduler.estimators import Smoothed
 
 SHARE = 0.1
 """What a new observation counts."""
+UNKNOWN_LEAST, HIGHEST_LEAST = 0.05, 0.5
+"""Least survival before anything was measured, and at most: a slow moment must not end drafting."""
 
 
 @dataclass(slots=True)
@@ -19,6 +21,10 @@ class Pace:
     """To the verifier and back, without what happens there."""
     step_seconds: Smoothed = field(default_factory=lambda: Smoothed(SHARE))
     """Between two verdicts for which the verifier did not wait."""
+    round_seconds: Smoothed = field(default_factory=lambda: Smoothed(SHARE))
+    """Between two verdicts for which it did."""
+    round_tokens: Smoothed = field(default_factory=lambda: Smoothed(SHARE))
+    """What such a verdict committed."""
 
     @property
     def lead(self) -> int:
@@ -26,3 +32,17 @@ class Pace:
         if not self.draft_seconds.value:
             return 0
         return math.ceil((self.round_trip.value + self.step_seconds.value) / self.draft_seconds.value)
+
+    @property
+    def round_lead(self) -> int:
+        """Tokens that can be drafted in the time of a round; 0 while that is not known."""
+        return math.ceil(self.round_seconds.value / self.draft_seconds.value) if self.draft_seconds.value else 0
+
+    @property
+    def least_survival(self) -> float:
+        """What the chance that a draft is right so far must be, for one more guess to earn tokens at the rate of whole rounds
+        (drafter.early_stop)."""
+        if not self.round_seconds.value or not self.draft_seconds.value:
+            return UNKNOWN_LEAST
+        rate = self.round_tokens.value / self.round_seconds.value
+        return min(self.draft_seconds.value * rate, HIGHEST_LEAST)

@@ -5,7 +5,8 @@ Two activities share a `Branch`: receiving verdicts (`run`) and drafting (`_draf
 verdict contradicts is dropped when its guesses land. The mode and length granted last decide what drafting does:
 
     LOCAL    nothing, the verifier decodes; now and then score its text, so that it knows when drafting would pay again
-    ROUND    draft the granted number, send it as one message, wait for the verdict
+    ROUND    draft the granted number, or fewer where the next would not pay, send it as one message; then, while the verdict
+             is on its way, draft on from its own guesses and send them as they come: where it agrees, the next round has begun
     STREAM   draft on from its own guesses, send as they come, up to a bound beyond the confirmed text
 """
 
@@ -13,12 +14,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from itertools import accumulate
+from operator import mul
 
 from drafter.branch import Branch
+from drafter.early_stop import EarlyStop
+from drafter.ledger import Ledger
 from drafter.observer import Observer, Silent
 from drafter.pace import Pace
-from drafter.speculators import Drafting, Speculator
+from drafter.speculators import Drafting, Guess, Speculator, Stoppable
 from specfleet.core.clock import Clock
 from specfleet.core.errors import InternalError, SpecfleetError, StreamInterrupted
 from specfleet.core.protocol import ClientStream, Draft, Finished, Open, Opened, Shadow, Verdict, VerifierConnection
@@ -30,9 +35,13 @@ FIRST_SHADOW, SHADOW_EVERY, SHADOW_TOKENS = 80, 128, 16
 """In LOCAL, after so many tokens, and every so many, the last so many are scored: one forward of a draft model each. Short
 texts are left alone: the draft model would have to read their prompt for it."""
 MOST_AHEAD = 48
-"""In STREAM, tokens beyond the confirmed text at most, however far away the verifier is."""
+"""Tokens beyond the confirmed text at most, however far away the verifier is."""
 COALESCE_SECONDS = 0.004
-"""In STREAM, guesses that come faster than this share a message."""
+"""Guesses ahead that come faster than this share a message."""
+LEAST_AHEAD, LEAST_AHEAD_NEAR = 0.1, 0.3
+"""Least chance that a branch is right so far, for guesses further ahead. The second is for a verifier nearer than"""
+NEAR_SECONDS = 0.002
+"""to there and back: it may well share the drafter's processor, and what it agrees with sooner saves it little."""
 
 
 class DraftingSession:
@@ -46,13 +55,20 @@ class DraftingSession:
         clock: Clock,
         observer: Observer | None = None,
         pace: Pace | None = None,
+        ahead: bool = False,
+        early: EarlyStop | None = None,
     ) -> None:
+        """`ahead`: draft on while the verdict of a ROUND is on its way, and in STREAM beyond what one step may verify.
+        `early`: what is known of guesses; None to draft whatever was granted."""
         self._pace = pace or Pace()
+        self._ahead = ahead
+        self._early = early
         self._opening = opening
         self._connection = connection
         self._speculator = speculator
         self._clock = clock
         self._observer = observer or Silent()
+        self._ledger = Ledger(speculator.name, opening.sampling, early, self._observer)
         self._branch = Branch([*opening.prompt, *opening.output])
         self._shadow_at = len(self._branch.text) + FIRST_SHADOW
         """Length of the text from which on to score it, in LOCAL."""
@@ -63,6 +79,8 @@ class DraftingSession:
         """When the last verdict came for which the verifier had not waited."""
         self._answered = -1
         """In ROUND: length of the confirmed text for which the draft is complete."""
+        self._stopped = False
+        """That draft ended before the grant, since more would not have paid."""
         self._sent_at = 0.0
         self._spent = 0.0
         """Seconds of drafting since the last message."""
@@ -89,6 +107,7 @@ class DraftingSession:
                 drafting.cancel()
                 await asyncio.gather(drafting, return_exceptions=True)
             stream.cancel()
+            self._ledger.finish(self._branch.finish())
 
     async def _first(self, stream: ClientStream) -> Opened:
         opened = await stream.receive()
@@ -124,13 +143,19 @@ class DraftingSession:
         behind = len(self._branch.text) - verdict.position
         if behind < 0:
             raise InternalError(f"verdict at {verdict.position}, but the text ends at {len(self._branch.text)}")
-        dropped = self._branch.confirm(verdict.tokens[behind:])
-        if dropped:
-            self._observer.discarded("contradicted", dropped)
+        settled = self._branch.confirm(verdict.tokens[behind:], verdict.accepted - behind, verdict.drafted - behind)
+        self._ledger.settle(settled, verdict.trimmed)
         if verdict.drafted and self._sent_at:
             self._observer.round_trip(self._clock() - self._sent_at)
+        if verdict.drafted and self._stopped:
+            self._observer.early_stop(verdict.accepted < verdict.drafted)
+        self._stopped = False
+        since = self._granted_at
         self._take_grant(verdict.grant)
-        if verdict.mode is not Mode.ROUND:
+        if verdict.mode is Mode.ROUND:
+            self._pace.round_seconds.observe(self._granted_at - since)
+            self._pace.round_tokens.observe(len(verdict.tokens))
+        else:
             if self._verdict_at:
                 self._pace.step_seconds.observe(self._granted_at - self._verdict_at)
             self._verdict_at = self._granted_at
@@ -183,31 +208,43 @@ class DraftingSession:
             Shadow(position=len(text), tested=SHADOW_TOKENS, accepted=matches, draft_seconds_per_token=pace)
         )
 
+    @property
+    def _unanswered(self) -> bool:
+        """The verifier waits for a draft."""
+        return self._grant.mode is Mode.ROUND and self._answered != len(self._branch.text)
+
     def _wanted(self) -> int:
         """How many more tokens to guess now."""
         branch, grant = self._branch, self._grant
         # The verdict adds a token of the target's own, so the last one is never worth a guess.
         useful = 0 if self._mute else self._last - 1 - branch.end
-        match grant.mode:
-            case Mode.ROUND if self._answered != len(branch.text):
-                return min(grant.length - len(branch.ahead), useful)
-            case Mode.STREAM:
-                return min(self._bound(grant) - len(branch.ahead), self._speculator.stride, useful)
-            case _:
-                return 0
+        if self._unanswered:
+            return 0 if self._enough() else min(grant.length - len(branch.ahead), useful)
+        if grant.mode is Mode.LOCAL or (grant.mode is Mode.ROUND and not self._ahead):
+            return 0
+        near = 0.0 < self._pace.round_trip.value < NEAR_SECONDS
+        if branch.survival < (LEAST_AHEAD_NEAR if near else LEAST_AHEAD):
+            return 0
+        return min(self._bound(grant) - len(branch.ahead), self._speculator.stride, useful)
+
+    def _enough(self) -> bool:
+        """Whether the draft of a ROUND is too doubtful for one more guess to pay. The first one always does."""
+        return self._early is not None and self._branch.survival < self._pace.least_survival
 
     def _bound(self, grant: Grant) -> int:
-        """In STREAM, how far beyond the confirmed text to guess: what one step may verify and the token it adds, and what is
-        guessed while messages are on their way and the step is run. Without the latter whoever is far away would wait."""
-        lead = self._pace.lead or grant.length
-        return min(MOST_AHEAD, grant.length + 1 + lead)
+        """How far beyond the confirmed text to guess: what one step may verify and the token it adds, and what is guessed
+        while messages are on their way and the step is run. Without the latter whoever is far away would wait."""
+        if not self._ahead:
+            return grant.length
+        lead = self._pace.lead if grant.mode is Mode.STREAM else self._pace.round_lead
+        return min(MOST_AHEAD, grant.length + 1 + (lead or grant.length))
 
     async def _extend(self, drafting: Drafting, wanted: int) -> bool:
-        """Guess `wanted` more tokens; False if there is nothing to go by."""
-        branch = self._branch
-        base, version, start = branch.end, branch.version, self._clock()
+        """Guess `wanted` more tokens, or fewer; False if there is nothing to go by."""
+        branch, ahead = self._branch, not self._unanswered
+        base, place, version, start = branch.end, len(branch.ahead), branch.version, self._clock()
         try:
-            guesses = await drafting.draft(branch.belief, wanted)
+            guesses = await self._guess(drafting, wanted)
         except SpecfleetError as error:
             # Guessing is only ever a help: without it the verifier writes the same text.
             log.warning("drafting failed", extra={"request_id": self._opening.request_id, "error": error.message})
@@ -217,33 +254,42 @@ class DraftingSession:
         self._spent += seconds
         if guesses:
             self._pace.draft_seconds.observe(seconds / len(guesses))
-        self._observer.drafted(self._speculator.name, len(guesses), seconds)
+        guesses = self._ledger.drafted(guesses, place, seconds, ahead)
         kept = branch.land(base, version, guesses)
-        if kept < len(guesses):
-            self._observer.discarded("overtaken", len(guesses) - kept)
+        self._ledger.discard("overtaken", guesses[: len(guesses) - kept])
         return bool(guesses)
 
+    async def _guess(self, drafting: Drafting, wanted: int) -> list[Guess]:
+        branch = self._branch
+        if wanted > 1 and self._unanswered and isinstance(drafting, Stoppable):
+            watch = self._ledger.watch(len(branch.ahead), branch.survival, self._pace.least_survival)
+            if watch is not None:
+                return await drafting.draft_until(branch.belief, wanted, watch)
+        return await drafting.draft(branch.belief, wanted)
+
     async def _send_some(self, stream: ClientStream) -> None:
-        """After guessing: a ROUND sends once it is full, a STREAM what has gathered."""
-        match self._grant.mode:
-            case Mode.ROUND if self._wanted() <= 0:
+        """After guessing: the draft of a ROUND is sent once it is full, what is ahead as it has gathered."""
+        if self._unanswered:
+            if self._wanted() <= 0:
                 await self._send_rest(stream)
-            case Mode.STREAM if self._clock() - self._sent_at >= COALESCE_SECONDS:
-                await self._send_rest(stream)
+        elif self._clock() - self._sent_at >= COALESCE_SECONDS:
+            await self._send_rest(stream)
 
     async def _send_rest(self, stream: ClientStream) -> None:
-        """Send what was not sent yet; in ROUND with the word that no more will come, once per round."""
-        if self._grant.mode is Mode.LOCAL:
+        """Send what was not sent yet; in ROUND with the word that no more will come, once per round, unless the verifier had
+        all of the round before and has not waited."""
+        branch, grant = self._branch, self._grant
+        if grant.mode is Mode.LOCAL:
             return
-        branch = self._branch
-        last = self._grant.mode is Mode.ROUND and self._answered != len(branch.text)
+        last = self._unanswered and (branch.sent < grant.length or not grant.length)
         position, guesses = branch.unsent()
+        if self._unanswered:
+            self._answered = len(branch.text)
+            self._stopped = len(branch.ahead) < grant.length and self._enough()
         if not guesses and not last:
             return
         q = None if self._opening.sampling.match_rule else tuple(guess.q for guess in guesses if guess.q is not None)
         branch.sent = len(branch.ahead)
-        if last:
-            self._answered = len(branch.text)
         self._sent_at = self._clock()
         await stream.send(
             Draft(
@@ -253,8 +299,15 @@ class DraftingSession:
                 last=last,
                 q=q or None,
                 draft_seconds=self._take_spent(),
+                survival=self._survival(guesses),
             )
         )
+
+    def _survival(self, guesses: Sequence[Guess]) -> tuple[float, ...] | None:
+        """What `Draft.survival` says of these guesses; None where nothing is known."""
+        if self._early is None or not guesses:
+            return None
+        return tuple(accumulate((guess.chance for guess in guesses), mul))
 
     def _take_spent(self) -> float:
         spent, self._spent = self._spent, 0.0

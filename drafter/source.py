@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from drafter.early_stop import EarlyStop
 from drafter.observer import Observer, Silent
 from drafter.pace import Pace
 from drafter.resume import Generation, Patience
@@ -32,13 +33,19 @@ class Drafter:
         observer: Observer | None = None,
         patience: Patience | None = None,
         rng: np.random.Generator | None = None,
+        *,
+        ahead: bool = True,
+        early: EarlyStop | None = None,
     ) -> None:
-        """`rng`: for pauses before a generation that lost its verifier goes on."""
+        """`rng`: for pauses before a generation that lost its verifier goes on. `ahead` and `early`: see DraftingSession; what
+        is known of guesses is one for all generations."""
         self._connection = connection
         self._speculator = speculator
         self._digest = vocabulary.digest()
         self._clock = clock
         self._observer = observer or Silent()
+        self._ahead = ahead
+        self._early = early
         self._model: ModelInfo | None = None
         self._pace = Pace()
         self._patience = patience or Patience()
@@ -71,4 +78,13 @@ class Drafter:
         opening = replace(
             opening, draft_seconds_per_token=pace.draft_seconds.value, round_trip_seconds=pace.round_trip.value
         )
-        return DraftingSession(opening, self._connection, self._speculator, self._clock, self._observer, self._pace)
+        return DraftingSession(
+            opening,
+            self._connection,
+            self._speculator,
+            self._clock,
+            self._observer,
+            pace,
+            ahead=self._ahead,
+            early=self._early,
+        )

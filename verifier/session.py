@@ -15,6 +15,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul, ne
 
 from specfleet.core.errors import InvalidRequest, PositionGap, SpecfleetError
 from specfleet.core.protocol import Draft, Finished, Open, Verdict
@@ -27,7 +29,8 @@ MAX_PENDING = 64
 
 @dataclass(frozen=True, slots=True)
 class Offered:
-    """What became of a Draft: tokens now waiting that were not before, and tokens dropped as stale."""
+    """What became of a Draft: tokens now waiting that were not before, and tokens dropped as stale since the last one, those
+    that waited when the text went another way included."""
 
     added: int
     stale: int
@@ -70,6 +73,12 @@ class Session:
         """Tokens of output that it came with."""
         self._pending: list[int] = []
         self._pending_q: list[DraftDistribution] = []
+        self._pending_chance: list[float] = []
+        """Of each, given that those before it are accepted; 1 where its drafter said nothing."""
+        self._left = 0
+        """Tokens that waited when a step began, and were left out of it."""
+        self._stale = 0
+        """Dropped by verdicts, and not yet told of."""
         self._complete = False
         self._trimmed = False
         self._contradicted = False
@@ -86,6 +95,11 @@ class Session:
     def pending(self) -> int:
         """Drafted tokens that wait to be verified."""
         return len(self._pending)
+
+    @property
+    def survival(self) -> list[float]:
+        """Estimated chance of each waiting token that it and all before it are accepted, so that a tail can be cut."""
+        return list(accumulate(self._pending_chance, mul))
 
     @property
     def complete(self) -> bool:
@@ -116,11 +130,12 @@ class Session:
         """
         if draft.tokens and draft.q is None and not self.sampling.match_rule:
             raise InvalidRequest.field("distributions", "is empty, must have one per token where sampling has no seed")
+        dropped, self._stale = self._stale, 0
         if draft.confirmed < self._heard:
-            return Offered(0, len(draft.tokens))
+            return Offered(0, dropped + len(draft.tokens))
         self._heard = draft.confirmed
         before = self.pending
-        stale = self._merge(draft)
+        stale = dropped + self._merge(draft)
         # Said of a round that is over meanwhile, "no more will come" holds only if something of it is still of use. Once
         # said it holds until the next verdict: a repeated message takes nothing back.
         self._complete |= draft.last and (bool(self._pending) or draft.confirmed >= len(self.tokens))
@@ -129,6 +144,7 @@ class Session:
     def take_draft(self, count: int) -> tuple[list[int], list[DraftDistribution] | None]:
         """The first `count` waiting tokens, for a step. They stay until `commit` says what became of them."""
         q = None if self.sampling.match_rule else self._pending_q[:count]
+        self._left = max(0, self.pending - count)
         return self._pending[:count], q
 
     def commit(self, result: StepResult, drafted: int) -> Verdict:
@@ -138,8 +154,14 @@ class Session:
         """
         position = len(self.tokens)
         committed = self._until_end(result.tokens)
+        stale = self._stale
         for token in committed:
             self._advance(token)
+        self._stale -= min(
+            self._stale - stale, drafted - min(result.accepted, len(committed))
+        )  # refused, which is no news
+        trimmed = min(self._left, self._stale - stale)
+        self._left = 0
         self.computed = len(self.tokens) - 1
         self._complete = False
         logprobs = None if result.logprobs is None else result.logprobs[: len(committed)]
@@ -152,6 +174,7 @@ class Session:
             grant=Grant(self.mode),
             mode=self.mode,
             logprobs=logprobs,
+            trimmed=trimmed,
         )
 
     def _until_end(self, tokens: Sequence[int]) -> list[int]:
@@ -181,13 +204,16 @@ class Session:
         if self._pending[0] == token:
             del self._pending[0]
             del self._pending_q[:1]
+            del self._pending_chance[:1]
         else:
             self._contradict()
 
     def _contradict(self) -> None:
         """What waits is of another branch than the text."""
+        self._stale += self.pending
         self._pending.clear()
         self._pending_q.clear()
+        self._pending_chance.clear()
         self._contradicted = True
         self._trimmed = False
 
@@ -214,18 +240,29 @@ class Session:
         return self._append(draft, known)
 
     def _append(self, draft: Draft, known: int) -> int:
-        """Put the part of a draft that lies at or behind position `known` into the waiting tokens; the newest word wins."""
+        """Put the part of a draft that lies at or behind position `known` into the waiting tokens; the newest word wins.
+        Returns how many tokens it took the place of, or had none itself."""
         skip = max(0, known - draft.position)
         fresh, at = draft.tokens[skip:], max(0, draft.position - known)
-        overlap = min(self.pending - at, len(fresh))
-        if list(fresh[:overlap]) == self._pending[at : at + overlap]:
-            fresh, skip, at = fresh[overlap:], skip + overlap, at + overlap
+        waiting = self._pending[at : at + len(fresh)]
+        agreeing = next((n for n, pair in enumerate(zip(waiting, fresh, strict=False)) if ne(*pair)), len(waiting))
+        fresh, skip, at = fresh[agreeing:], skip + agreeing, at + agreeing
         if not fresh:
             return 0
         # A step that went beyond the room would be refused as a whole, everybody else's part of it included.
         room = max(0, min(MAX_PENDING, self._last - 1 - known) - at)
         self._trimmed = len(fresh) > room
+        chances = _conditional(draft)[skip:][:room]
+        lost = max(0, self.pending - at) + max(0, len(fresh) - room)
         self._pending[at:] = fresh[:room]
+        self._pending_chance[at:] = chances
         if draft.q is not None:
             self._pending_q[at:] = draft.q[skip:][:room]
-        return 0
+        return lost
+
+
+def _conditional(draft: Draft) -> list[float]:
+    """The chance of each drafted token, given that those before it are accepted: ratios of neighbouring survivals."""
+    if draft.survival is None:
+        return [1.0] * len(draft.tokens)
+    return [s / before if before else 0.0 for s, before in zip(draft.survival, (1.0, *draft.survival), strict=False)]

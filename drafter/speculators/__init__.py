@@ -4,18 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from specfleet.core.step import DraftDistribution
+from specfleet.core.step import Confidence, DraftDistribution, Stop
 from specfleet.core.types import SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
 class Guess:
-    """A drafted token. `q` is the distribution it was sampled from, where acceptance by rejection needs it."""
+    """A drafted token, and what its drafting session notes of it."""
 
     token: int
     q: DraftDistribution | None = None
+    """The distribution it was sampled from, where acceptance by rejection needs it."""
+    confidence: Confidence | None = None
+    """How sure its speculator was."""
+    source: str = ""
+    """The speculator that made it, where one name covers several."""
+    features: tuple[float, ...] = ()
+    """What its chance was computed from (drafter.early_stop)."""
+    chance: float = 1.0
+    """Estimated chance that it is right, given that those before it are."""
+    seconds: float = 0.0
+    """Its share of the time that drafting took."""
+    early: bool = False
+    """Made on the assumption that a verdict still to come would agree."""
 
 
 class Drafting(Protocol):
@@ -33,6 +46,15 @@ class Drafting(Protocol):
 
     def close(self) -> None:
         """Give back what the generation held."""
+        ...
+
+
+@runtime_checkable
+class Stoppable(Drafting, Protocol):
+    """Guesses that cost time, and are not made once enough is enough."""
+
+    async def draft_until(self, text: Sequence[int], count: int, stop: Stop) -> list[Guess]:
+        """As `draft`, and no more behind a guess for which `stop` said so."""
         ...
 
 

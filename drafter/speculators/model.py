@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from drafter.batcher import DraftBatcher, Line
 from drafter.speculators import Guess
+from specfleet.core.step import Stop
 from specfleet.core.types import SamplingParams
 
 
@@ -29,9 +30,15 @@ class ModelDrafting:
         self._context_length = context_length
 
     async def draft(self, text: Sequence[int], count: int) -> list[Guess]:
+        return await self._draft(text, count, None)
+
+    async def draft_until(self, text: Sequence[int], count: int, stop: Stop) -> list[Guess]:
+        return await self._draft(text, count, stop)
+
+    async def _draft(self, text: Sequence[int], count: int, stop: Stop | None) -> list[Guess]:
         # Past its own context the draft model has nothing to say; the target goes on alone.
         count = min(count, self._context_length - len(text))
-        return await self._line.draft(text, count) if count > 0 else []
+        return await self._line.draft(text, count, stop) if count > 0 else []
 
     async def score(self, text: Sequence[int], count: int) -> int | None:
         return await self._line.score(text, count) if len(text) < self._context_length else None

@@ -42,6 +42,8 @@ class Draft:
     last: bool = False
     q: tuple[DraftDistribution, ...] | None = None
     draft_seconds: float = 0.0
+    survival: tuple[float, ...] | None = None
+    """Estimated chance that each token is accepted, given all text before `position`; None where nothing is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +81,8 @@ class Verdict:
     grant: Grant
     mode: Mode
     logprobs: tuple[float, ...] | None = None
+    trimmed: int = 0
+    """Drafted tokens that waited when the step began, were left out of it, and are contradicted by what it committed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +18,20 @@ class DraftDistribution:
 
     token_ids: tuple[int, ...]
     probabilities: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Confidence:
+    """How sure a draft model was of a token, from its own distribution q before temperature and truncation."""
+
+    chosen: float
+    """q of the token."""
+    entropy: float
+    """-sum q log q, in nats."""
+    margin: float
+    """q of the likeliest token less that of the second."""
+    spread: float
+    """Standard deviation of log q under q, in nats: small both for one sure token and for many equal ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +55,8 @@ class StepItem:
     it. Match rule only."""
     want_q: bool = False
     """Return the distribution that the sampled token came from (a drafter of unseeded text asks for it)."""
+    want_confidence: bool = False
+    """Return how sure the model is of the token that it adds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +66,7 @@ class StepResult:
     `tokens`: the accepted prefix of the draft and then one more, so `accepted + 1` of them (none with `sample=False`).
     `matches`: where `score` asked for it; `tokens` is then the one that would follow.
     `logprobs`: the model's log-probability of each, where asked for.
-    `q`: where `want_q` asked for it.
+    `q`: where `want_q` asked for it. `confidence`: where `want_confidence` asked for it.
     """
 
     accepted: int = 0
@@ -58,6 +74,11 @@ class StepResult:
     logprobs: tuple[float, ...] | None = None
     q: DraftDistribution | None = None
     matches: int = 0
+    confidence: Confidence | None = None
+
+
+Stop = Callable[[StepResult], bool]
+"""Told of each drafted token, in order; True once no more are wanted. Called in the engine's thread, which waits for it."""
 
 
 class Engine(Protocol):
@@ -99,7 +120,10 @@ class Engine(Protocol):
 class DraftEngine(Engine, Protocol):
     """What the draft batcher needs beyond that."""
 
-    async def extend(self, items: Sequence[StepItem], count: int) -> list[list[StepResult]]:
+    async def extend(
+        self, items: Sequence[StepItem], count: int, stops: Sequence[Stop | None] = ()
+    ) -> list[list[StepResult]]:
         """`count` steps in a row, each feeding every item's newest token back: how a draft model writes. All items sample
-        and have no draft. Results by item, then by step."""
+        and have no draft. `stops`, one per item where given, take single items out sooner. Results by item, then by step.
+        """
         ...

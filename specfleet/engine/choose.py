@@ -11,9 +11,10 @@ from operator import eq
 import torch
 
 from specfleet.core.errors import InternalError
-from specfleet.core.step import DraftDistribution, StepItem, StepResult
+from specfleet.core.step import Confidence, DraftDistribution, StepItem, StepResult
 from specfleet.core.types import DRAFT_SUPPORT_LIMIT
 from specfleet.engine.acceptance import SparseDrafts, match, reject_batch
+from specfleet.engine.confidence import confidences
 from specfleet.engine.noise import gumbel, gumbel_argmax, noise_keys
 from specfleet.engine.sampling import Truncation, draw, process, top_support
 
@@ -73,6 +74,7 @@ class Chooser:
             for choice, count, token in zip(members, accepted.tolist(), last.tolist(), strict=True):
                 outcomes[choice.first_row] = (count, [*choice.draft[:count], token])
         logprobs = self._logprobs(choices, outcomes, logits)
+        sure = self._confidences(choices, logits, best, targets)
         return [
             StepResult(
                 accepted=outcomes[c.first_row][0],
@@ -80,6 +82,7 @@ class Chooser:
                 logprobs=logprobs.get(c.first_row),
                 q=distributions.get(c.first_row),
                 matches=sum(map(eq, tokens[c.rows.start :], c.draft)) if c.item.score else 0,
+                confidence=sure.get(c.first_row),
             )
             for c in choices
         ]
@@ -133,6 +136,18 @@ class Chooser:
         logs = chosen.gather(-1, torch.tensor(tokens, device=self.device)[:, None])[:, 0] - chosen.logsumexp(-1)
         values = iter(logs.tolist())
         return {c.first_row: tuple(next(values) for _ in outcomes[c.first_row][1]) for c in wanted}
+
+    @staticmethod
+    def _confidences(
+        choices: Sequence[Choice], logits: torch.Tensor, best: torch.Tensor, targets: torch.Tensor
+    ) -> dict[int, Confidence]:
+        """How sure the model is of each token that an item without a draft adds, by its row, where asked for."""
+        rows = [c.first_row for c in choices if c.item.want_confidence]
+        if not rows:
+            return {}
+        if len(rows) < len(logits):
+            logits, best, targets = logits[rows], best[rows], targets[rows]
+        return dict(zip(rows, confidences(logits, best, targets), strict=True))
 
     def _rows(self, members: Iterable[Choice]) -> torch.Tensor:
         return torch.tensor([row for choice in members for row in choice.rows], device=self.device)

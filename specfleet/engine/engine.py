@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from specfleet.core.errors import ConfigurationError, InvalidRequest, Overloaded, PromptTooLong
-from specfleet.core.step import PAGE_SIZE, StepItem, StepResult
+from specfleet.core.step import PAGE_SIZE, StepItem, StepResult, Stop
 from specfleet.engine.attention import AttentionContext
 from specfleet.engine.batch import Span, StepBatch, fixed_passes
 from specfleet.engine.choose import Choice, Chooser
@@ -153,21 +153,28 @@ class TorchEngine:
         """Run one ragged batch in the engine's thread; results in the order of `items`. See `step_sync`."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self.step_sync, items)
 
-    async def extend(self, items: Sequence[StepItem], count: int) -> list[list[StepResult]]:
-        """`count` steps in a row in the engine's thread: changing threads costs as much as a small model's step."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self.extend_sync, items, count)
+    async def extend(
+        self, items: Sequence[StepItem], count: int, stops: Sequence[Stop | None] = ()
+    ) -> list[list[StepResult]]:
+        """`count` steps in a row in the engine's thread: changing threads costs as much as a small model's step. `stops` are
+        asked there, too, for the same reason."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self.extend_sync, items, count, stops)
 
-    def extend_sync(self, items: Sequence[StepItem], count: int) -> list[list[StepResult]]:
+    def extend_sync(
+        self, items: Sequence[StepItem], count: int, stops: Sequence[Stop | None] = ()
+    ) -> list[list[StepResult]]:
         """See `extend`. After any error, in whichever of the steps, every sequence is as it was."""
         before = [self._pages.length(item.sequence) for item in items]
         rows: list[list[StepResult]] = [[] for _ in items]
-        feed = items
+        feed, going = list(items), list(range(len(items)))
         try:
-            for number in range(count):
-                if number:
-                    feed = [replace(item, tokens=[row[-1].tokens[-1]]) for item, row in zip(items, rows, strict=True)]
-                for row, result in zip(rows, self.step_sync(feed), strict=True):
-                    row.append(result)
+            for _ in range(count):
+                for at, result in zip(going, self.step_sync(feed), strict=True):
+                    rows[at].append(result)
+                going = [at for at in going if not (stops and (stop := stops[at]) and stop(rows[at][-1]))]
+                if not going:
+                    break
+                feed = [replace(items[at], tokens=[rows[at][-1].tokens[-1]]) for at in going]
         except BaseException:
             with self._lock:
                 self._roll_back(items, before)

@@ -124,7 +124,7 @@ class Opened(_message.Message):
     def __init__(self, grant: _Optional[_Union[Grant, _Mapping]] = ..., model: _Optional[_Union[_common_pb2.Model, _Mapping]] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., verifier: _Optional[str] = ..., waited_seconds: _Optional[float] = ...) -> None: ...
 
 class Verdict(_message.Message):
-    __slots__ = ("position", "token_ids", "drafted", "accepted", "grant", "logprobs", "mode")
+    __slots__ = ("position", "token_ids", "drafted", "accepted", "grant", "logprobs", "mode", "trimmed")
     POSITION_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     DRAFTED_FIELD_NUMBER: _ClassVar[int]
@@ -132,6 +132,7 @@ class Verdict(_message.Message):
     GRANT_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
+    TRIMMED_FIELD_NUMBER: _ClassVar[int]
     position: int
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     drafted: int
@@ -139,7 +140,8 @@ class Verdict(_message.Message):
     grant: Grant
     logprobs: _containers.RepeatedScalarFieldContainer[float]
     mode: _common_pb2.Mode
-    def __init__(self, position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., drafted: _Optional[int] = ..., accepted: _Optional[int] = ..., grant: _Optional[_Union[Grant, _Mapping]] = ..., logprobs: _Optional[_Iterable[float]] = ..., mode: _Optional[_Union[_common_pb2.Mode, str]] = ...) -> None: ...
+    trimmed: int
+    def __init__(self, position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., drafted: _Optional[int] = ..., accepted: _Optional[int] = ..., grant: _Optional[_Union[Grant, _Mapping]] = ..., logprobs: _Optional[_Iterable[float]] = ..., mode: _Optional[_Union[_common_pb2.Mode, str]] = ..., trimmed: _Optional[int] = ...) -> None: ...
 
 class Finished(_message.Message):
     __slots__ = ("reason", "usage")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 
 from specfleet.core.errors import ConfigurationError, InternalError, InvalidRequest, ModelMismatch
 from specfleet.core.generation import (
@@ -79,6 +80,7 @@ def verify_request_to_proto(message: VerifyRequest) -> verification_pb2.VerifyRe
                 confirmed=message.confirmed,
                 last=message.last,
                 draft_seconds=message.draft_seconds,
+                survival=message.survival or (),
                 distributions=[
                     verification_pb2.DraftDistribution(token_ids=q.token_ids, probabilities=q.probabilities)
                     for q in message.q or ()
@@ -179,7 +181,19 @@ def _draft_from_proto(proto: verification_pb2.Draft) -> Draft:
         last=proto.last,
         q=q,
         draft_seconds=_seconds("draft_seconds", proto.draft_seconds),
+        survival=_survival(proto.survival, len(proto.token_ids)),
     )
+
+
+def _survival(chances: Sequence[float], tokens: int) -> tuple[float, ...] | None:
+    """Estimates, which only ever decide whose tail is cut: what cannot be a chance is taken for the nearest that can, no token
+    survives longer than the one before it, and what is not a number survives not at all."""
+    if not chances:
+        return None
+    if len(chances) != tokens:
+        raise InvalidRequest.field("survival", f"has {len(chances)} entries for {tokens} tokens, must be one each")
+    clamped = (0.0 if math.isnan(one) else min(max(one, 0.0), 1.0) for one in chances)
+    return tuple(accumulate(clamped, min))
 
 
 def _distribution(proto: verification_pb2.DraftDistribution) -> DraftDistribution:
@@ -220,6 +234,7 @@ def verify_response_to_proto(message: VerifyResponse) -> verification_pb2.Verify
                 grant=_grant_to_proto(message.grant),
                 logprobs=message.logprobs or (),
                 mode=_MODE_TO_PROTO[message.mode],
+                trimmed=message.trimmed,
             )
             return verification_pb2.VerifyResponse(verdict=verdict)
         case Opened():
@@ -251,6 +266,7 @@ def verify_response_from_proto(proto: verification_pb2.VerifyResponse) -> Verify
                 grant=_grant_from_proto(verdict.grant),
                 mode=_mode(verdict.mode),
                 logprobs=tuple(verdict.logprobs) or None,
+                trimmed=verdict.trimmed,
             )
         case "opened":
             opened = proto.opened

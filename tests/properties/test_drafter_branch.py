@@ -46,7 +46,7 @@ class Interleavings(RuleBasedStateMachine):
     @rule(tokens=st.lists(st.integers(0, 2), min_size=1, max_size=4))
     def a_verdict_comes(self, tokens: list[int]) -> None:
         guessed = len(self.branch.ahead)
-        dropped = self.branch.confirm(tokens)
+        dropped = len(self.branch.confirm(tokens).dropped)
         self.text += tokens
         contradicted = self.text[: len(self.believed)] != self.believed[: len(self.text)]
         if contradicted or len(self.text) >= len(self.believed):

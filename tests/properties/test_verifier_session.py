@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from itertools import takewhile
 from typing import Any
 
 from hypothesis import given, settings
@@ -59,11 +60,17 @@ class Sessions(RuleBasedStateMachine):
         self.cut = False
         self.taken: list[int] | None = None
         self.sent: list[Draft] = []
+        self.dropped = self.waited = 0
 
     # What the docstrings say, in a few lines.
 
     def offered(self, draft: Draft) -> int | None:
-        """Stale tokens; None for a gap."""
+        """Stale tokens, those that verdicts dropped meanwhile included; None for a gap."""
+        dropped, self.dropped = self.dropped, 0
+        stale = self.merged(draft)
+        return None if stale is None else dropped + stale
+
+    def merged(self, draft: Draft) -> int | None:
         known, start, tokens = len(self.text), draft.position, list(draft.tokens)
         if draft.confirmed < self.heard:
             return len(tokens)
@@ -80,17 +87,27 @@ class Sessions(RuleBasedStateMachine):
                 return len(tokens)
         fresh, at = tokens[max(0, known - start) :], max(0, start - known)
         if self.waiting[at : at + len(fresh)] != fresh:
+            agreeing = len(
+                list(takewhile(lambda pair: pair[0] == pair[1], zip(self.waiting[at:], fresh, strict=False)))
+            )
             wanted = self.waiting[:at] + fresh
+            lost = max(0, len(self.waiting) - at - agreeing)
             self.waiting = wanted[: max(0, min(MAX_PENDING, self.last - 1 - known))]
             self.cut = len(self.waiting) < len(wanted)
+            return lost + len(wanted) - len(self.waiting)
         return 0
 
-    def committed(self, tokens: list[int]) -> None:
+    def committed(self, tokens: list[int], refused: int) -> int:
+        """Returns how many were dropped without having been verified."""
+        dropped = 0
         for token in tokens:
             self.text.append(token)
             if self.waiting and self.waiting.pop(0) != token:
+                dropped = max(0, 1 + len(self.waiting) - refused)
                 self.waiting, self.cut = [], False
                 self.contradicted = True
+        self.dropped += dropped
+        return dropped
 
     # What may happen.
 
@@ -134,6 +151,7 @@ class Sessions(RuleBasedStateMachine):
     @rule(most=st.integers(0, 12))
     def a_step_begins(self, most: int) -> None:
         self.taken, q = self.session.take_draft(most)
+        self.waited = len(self.waiting)
         assert self.waiting[:most] == self.taken
         assert q == (list(map(one_hot, self.taken)) if self.rejection else None)
 
@@ -149,7 +167,9 @@ class Sessions(RuleBasedStateMachine):
         assert (len(self.text), tuple(tokens[:kept])) == (verdict.position, verdict.tokens)
         assert (len(self.taken), min(accepted, kept)) == (verdict.drafted, verdict.accepted)
         assert len(verdict.tokens) == verdict.accepted + 1 or self.session.finished is not None
-        self.committed(tokens[:kept])
+        left = max(0, self.waited - len(self.taken))
+        dropped = self.committed(tokens[:kept], verdict.drafted - verdict.accepted)
+        assert verdict.trimmed <= min(left, dropped)
         reason = None
         if self.text[-1] == EOS and not self.ignore_eos:
             reason = FinishReason.STOP
@@ -160,6 +180,10 @@ class Sessions(RuleBasedStateMachine):
         self.taken = None
 
     # What always holds.
+
+    @invariant()
+    def a_chance_for_every_waiting_token(self) -> None:
+        assert len(self.session.survival) == self.session.pending
 
     @invariant()
     def text_and_waiting_are_the_models(self) -> None:
@@ -207,12 +231,13 @@ class Honest:
             return
         draft, belief = self.up.popleft()
         before = self.session.take_draft(MAX_PENDING)[0]
-        stale = self.session.offer(draft).stale
+        owed = self.session._stale
+        stale = self.session.offer(draft).stale - owed
         text, waiting = self.session.tokens, self.session.take_draft(MAX_PENDING)[0]
         common = min(len(text), len(belief))
         if text[:common] == belief[:common]:
             # The drafter has seen nothing that speaks against its belief: all of it waits, up to the session's end.
-            assert 0 == stale or draft.position >= self.session._last - 1
+            assert stale <= max(0, draft.position + len(draft.tokens) - (self.session._last - 1))
             both = min(len(belief), len(text + waiting))
             assert belief[:both] == (text + waiting)[:both]
             assert both >= min(len(belief), self.session._last - 1)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from specfleet.core.errors import InternalError, PromptTooLong
-from specfleet.core.step import DraftDistribution, StepItem, StepResult
+from specfleet.core.step import Confidence, DraftDistribution, StepItem, StepResult, Stop
 
 VOCABULARY = 50
 Rule = Callable[[Sequence[int]], int]
@@ -38,6 +39,14 @@ def reference(prompt: Sequence[int], count: int, ends: Sequence[int] = ()) -> li
         if text[-1] in ends:
             break
     return text[len(prompt) :]
+
+
+def _confidence(text: Sequence[int]) -> Confidence:
+    """Any two-way distribution will do, so long as it is the same every time."""
+    share = 0.02 + 0.96 * (zlib.crc32(bytes(f"sure {len(text)} {text[-1]}", "ascii")) % 100) / 100
+    rest = 1.0 - share
+    entropy = -share * math.log(share) - rest * math.log(rest)
+    return Confidence(share, entropy, abs(share - rest), math.sqrt(share * rest) * abs(math.log(share / rest)))
 
 
 class FakeEngine:
@@ -94,13 +103,18 @@ class FakeEngine:
         await asyncio.sleep(self.delay)
         return [self._one(item) for item in items]
 
-    async def extend(self, items: Sequence[StepItem], count: int) -> list[list[StepResult]]:
+    async def extend(
+        self, items: Sequence[StepItem], count: int, stops: Sequence[Stop | None] = ()
+    ) -> list[list[StepResult]]:
         rows: list[list[StepResult]] = [[] for _ in items]
+        feed, going = list(items), list(range(len(items)))
         for _ in range(count):
-            results = await self.step(items)
-            for row, result in zip(rows, results, strict=True):
-                row.append(result)
-            items = [replace(item, tokens=[row[-1].tokens[-1]]) for item, row in zip(items, rows, strict=True)]
+            for at, result in zip(going, await self.step(feed), strict=True):
+                rows[at].append(result)
+            going = [at for at in going if not (stops and (stop := stops[at]) and stop(rows[at][-1]))]
+            if not going:
+                break
+            feed = [replace(items[at], tokens=[rows[at][-1].tokens[-1]]) for at in going]
         return rows
 
     def _one(self, item: StepItem) -> StepResult:
@@ -124,7 +138,9 @@ class FakeEngine:
             accepted.append(guess)
         own = self.rule(text)
         q = DraftDistribution((own,), (1.0,)) if item.want_q else None
-        return StepResult(len(accepted), (*accepted, own), q=q)
+        return StepResult(
+            len(accepted), (*accepted, own), q=q, confidence=_confidence(text) if item.want_confidence else None
+        )
 
     def _pages(self, tokens: int) -> int:
         return -(-tokens // self.page_size)

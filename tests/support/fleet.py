@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from drafter.batcher import DraftBatcher
+from drafter.early_stop import EarlyStop
+from drafter.observer import Observer
 from drafter.source import Drafter
 from drafter.speculators import Speculator
 from drafter.speculators.model import Model
@@ -72,6 +74,9 @@ async def fleet(
     context: int = 4096,
     engines: tuple[Any, Any] | None = None,
     vocabulary: Vocabulary = TABLE,
+    ahead: bool = True,
+    early: EarlyStop | None = None,
+    observer: Observer | None = None,
     **scheduling: object,
 ) -> AsyncIterator[Fleet]:
     """A fleet of one drafter whose model is right `rightness` times in ten; or around other `engines` (target, draft)."""
@@ -88,7 +93,7 @@ async def fleet(
     batcher = DraftBatcher(draft_engine)
     guesser: Speculator = Ngram() if speculator == "ngram" else Model(batcher, 4096)
     connection = MemoryConnection(verifier)
-    drafter = Drafter(connection, guesser, vocabulary, time.monotonic)
+    drafter = Drafter(connection, guesser, vocabulary, time.monotonic, observer, ahead=ahead, early=early)
     tasks = [asyncio.create_task(loop.run()), asyncio.create_task(batcher.run())]
     try:
         yield Fleet(verifier, engine, loop, scheduler, connection, drafter, draft_engine)

@@ -95,7 +95,14 @@ def drafts(draw: st.DrawFn) -> Draft:
         last=draw(st.booleans()),
         q=q,
         draft_seconds=draw(SECONDS),
+        survival=draw(survivals(len(tokens))),
     )
+
+
+def survivals(count: int) -> st.SearchStrategy[tuple[float, ...] | None]:
+    """Chances that never rise."""
+    chances = st.lists(st.floats(0, 1, width=32), min_size=count, max_size=count)
+    return st.none() if count == 0 else st.none() | chances.map(lambda one: tuple(sorted(one, reverse=True)))
 
 
 @st.composite
@@ -120,6 +127,7 @@ def verdicts(draw: st.DrawFn) -> Verdict:
         grant=draw(GRANTS),
         mode=draw(st.sampled_from(Mode)),
         logprobs=draw(optional_floats(len(tokens))),
+        trimmed=draw(COUNTS),
     )
 
 

@@ -108,8 +108,12 @@ VERIFIER_HISTOGRAMS = {
 }
 DRAFTER_COUNTERS: dict[str, tuple[set[str], int]] = {
     "requests_total": ({"finish_reason"}, 4),
-    "drafted_tokens_total": ({"speculator"}, 2),
-    "discarded_tokens_total": ({"reason"}, 2),
+    "drafted_tokens_total": ({"speculator"}, 3),
+    "discarded_tokens_total": ({"reason"}, 3),
+    "settled_tokens_total": ({"fate"}, 5),
+    "drafting_seconds_total": ({"outcome"}, 2),
+    "ahead_tokens_total": ({"outcome"}, 2),
+    "early_stops_total": ({"outcome"}, 2),
     "mode_seconds_total": ({"mode"}, 3),
     "verifier_switches_total": ({"reason"}, 2),
     "resumes_total": (set(), 1),
@@ -173,7 +177,7 @@ def test_labels_take_the_published_values(registry: CollectorRegistry) -> None:
     assert {(mode,) for mode in MODES} == set(series(registry, "specfleet_drafter_mode_seconds_total"))
     switches = {(old, new) for old in MODES for new in MODES if old != new}
     assert switches == set(series(registry, "specfleet_verifier_mode_switches_total"))
-    assert {("model",), ("ngram",)} == set(series(registry, "specfleet_drafter_drafted_tokens_total"))
+    assert {("model",), ("ngram",), ("hybrid",)} == set(series(registry, "specfleet_drafter_drafted_tokens_total"))
 
 
 def test_gauges_are_read_when_scraped(registry: CollectorRegistry) -> None:
@@ -308,6 +312,11 @@ def test_the_drafters_events_are_counted(registry: CollectorRegistry) -> None:
     metrics.drafted("model", 4, 0.02)
     metrics.drafted("ngram", 0, 0.001)
     metrics.discarded("contradicted", 3)
+    metrics.fate("accepted", 5, 0.5, True)
+    metrics.fate("refused", 2, 0.25, False)
+    metrics.ahead(3, True)
+    metrics.early_stop(True)
+    metrics.calibration(0.04)
     metrics.round_trip(0.03)
     metrics.mode_time(Mode.STREAM, 1.5)
     metrics.first_token(0.2)
@@ -321,6 +330,11 @@ def test_the_drafters_events_are_counted(registry: CollectorRegistry) -> None:
     assert 1.0 == value(registry, f"{one}draft_step_seconds_count")
     assert 0.005 == pytest.approx(value(registry, f"{one}draft_step_seconds_sum"))
     assert 3.0 == value(registry, f"{one}discarded_tokens_total", "contradicted")
+    assert (5.0, 2.0) == tuple(value(registry, f"{one}settled_tokens_total", name) for name in ("accepted", "refused"))
+    assert (0.5, 0.25) == tuple(value(registry, f"{one}drafting_seconds_total", name) for name in ("used", "wasted"))
+    assert (3.0, 0.0) == tuple(value(registry, f"{one}ahead_tokens_total", name) for name in ("used", "wasted"))
+    assert (1.0, 0.0) == tuple(value(registry, f"{one}early_stops_total", name) for name in ("right", "premature"))
+    assert 0.04 == value(registry, f"{one}calibration_error")
     assert 0.03 == value(registry, f"{one}round_trip_seconds_sum")
     assert 1.5 == value(registry, f"{one}mode_seconds_total", "stream")
     assert 0.2 == value(registry, f"{one}time_to_first_token_seconds_sum")

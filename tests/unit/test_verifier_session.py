@@ -81,7 +81,7 @@ def test_the_newest_word_wins() -> None:
     """A draft that differs replaces what waits from there on, longer or shorter."""
     one = session()
     offer(one, 3, 4, 5, 6)
-    assert Offered(added=0, stale=0) == offer(one, 4, 8, confirmed=3)
+    assert Offered(added=0, stale=2) == offer(one, 4, 8, confirmed=3)
     assert [4, 8] == waiting(one)
 
 
@@ -136,13 +136,13 @@ def test_a_gap_is_an_error_only_where_everything_was_known() -> None:
 
 
 def test_no_more_waits_than_the_limit_and_the_rest_is_no_gap() -> None:
-    """What is cut off at the limit is stale when its continuation comes, since the drafter sent it all."""
+    """What is cut off at the limit is stale, and so is its continuation, since the drafter sent it all."""
     one = session()
     many = tuple(range(10, 10 + MAX_PENDING + 5))
-    assert Offered(added=MAX_PENDING, stale=0) == offer(one, 3, *many)
+    assert Offered(added=MAX_PENDING, stale=5) == offer(one, 3, *many)
     assert list(many[:MAX_PENDING]) == waiting(one)
     assert Offered(added=0, stale=2) == offer(one, 3 + len(many), 1, 1, confirmed=3)
-    assert Offered(added=0, stale=0) == offer(one, 3 + MAX_PENDING, 99, confirmed=3)
+    assert Offered(added=0, stale=1) == offer(one, 3 + MAX_PENDING, 99, confirmed=3)
 
 
 def test_nothing_waits_beyond_the_sessions_end() -> None:
@@ -324,3 +324,30 @@ def test_a_late_repetition_takes_nothing_back() -> None:
     assert Offered(0, 1) == offer(one, 5, 97, confirmed=4, last=True)
     assert (False, [30, 40, 50]) == (one.complete, waiting(one))
     assert Offered(1, 0) == offer(one, 8, 60, confirmed=5)
+
+
+def test_what_waits_and_is_contradicted_is_told_of() -> None:
+    """Of five waiting tokens two are verified and the second refused: one refused is no news, of three that were left out the
+    verdict says so, and the next draft's answer counts them among the stale."""
+    one = session()
+    offer(one, 3, 4, 5, 6, 7, 8)
+    one.take_draft(2)
+    offer(one, 8, 9, confirmed=3)
+    verdict = one.commit(StepResult(1, (4, 20)), 2)
+    assert (2, 1, 3) == (verdict.drafted, verdict.accepted, verdict.trimmed)
+    assert Offered(added=1, stale=4) == offer(one, 5, 21, confirmed=5)
+    assert Offered(added=1, stale=0) == offer(one, 6, 22, confirmed=5)
+
+
+def test_survival_is_that_of_what_waits_now() -> None:
+    """Survivals count from each draft's own position; once a token is committed, those behind it are likelier."""
+    one = session()
+    offer(one, 3, 4, 5, confirmed=3, survival=(0.8, 0.4))
+    offer(one, 5, 6, confirmed=3, survival=(0.5,))
+    offer(one, 6, 7, confirmed=3)
+    assert [0.8, 0.4, 0.2, 0.2] == pytest.approx(one.survival)
+    one.take_draft(1)
+    one.commit(StepResult(1, (4, 5)), 1)
+    assert [0.5, 0.5] == pytest.approx(one.survival)
+    offer(one, 5, 8, 9, confirmed=5, survival=(0.0, 0.0))
+    assert [0.0, 0.0] == one.survival

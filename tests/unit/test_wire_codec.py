@@ -202,3 +202,12 @@ def test_reasons_and_kinds_of_a_newer_server_are_read_as_the_nearest() -> None:
     assert FinishReason.ERROR == codec.event_from_proto(completed).reason  # type: ignore[union-attr]
     tokens = generation_pb2.GenerateResponse(tokens=generation_pb2.Tokens(token_ids=[1], kinds=[77]))
     assert (TokenKind.TARGET,) == codec.event_from_proto(tokens).kinds  # type: ignore[union-attr]
+
+
+def test_survivals_are_clamped_and_counted() -> None:
+    """Estimates decide only whose tail is cut: no refusal for odd values, but one for each token, or none at all."""
+    odd = codec.verify_request_from_proto(draft((1, 2, 3, 4, 5), survival=[7.0, 0.5, 0.75, math.nan, -math.inf]))
+    assert isinstance(odd, Draft)
+    assert (1.0, 0.5, 0.5, 0.0, 0.0) == odd.survival
+    error = refusal(draft((1, 2), survival=[0.5]))
+    assert isinstance(error, InvalidRequest) and "has 1 entries for 2 tokens" in str(error)

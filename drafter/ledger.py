@@ -1,0 +1,106 @@
+"""What became of every guess of one generation: counted, and learnt from.
+
+    drafted = accepted + refused + stale + trimmed + discarded + those still ahead
+
+*accepted* and *refused* were verified; *stale* ones were sent, and the text was another before they were verified; *trimmed*
+ones waited at the verifier when it ran a step without them, and were wrong then; *discarded* ones were of no use: never sent,
+or overtaken by a text that says the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from drafter.branch import Settled
+from drafter.early_stop import TYPICAL, EarlyStop, Predictor, Watch, features, remember
+from drafter.observer import Observer
+from drafter.speculators import Guess
+from specfleet.core.types import SamplingParams
+
+
+class Ledger:
+    """`early`: what is known of guesses; None to know nothing, and stop nowhere."""
+
+    def __init__(self, speculator: str, sampling: SamplingParams, early: EarlyStop | None, observer: Observer) -> None:
+        self._speculator = speculator
+        self._sampling = sampling
+        self._rule = "greedy" if sampling.greedy else "seeded" if sampling.match_rule else "unseeded"
+        self._early = early
+        self._observer = observer
+        self._record = early.predictor(self._kind(speculator)).typical if early else TYPICAL
+
+    def drafted(self, guesses: Sequence[Guess], place: int, seconds: float, ahead: bool) -> list[Guess]:
+        """Guesses that took `seconds`, the first with `place` others between it and the confirmed text: with their chances.
+        `ahead`: on the assumption that a verdict to come agrees."""
+        self._observer.drafted(self._speculator, len(guesses), seconds)
+        return [self._noted(guess, place + n, seconds / len(guesses), ahead) for n, guess in enumerate(guesses)]
+
+    def _noted(self, guess: Guess, place: int, seconds: float, ahead: bool) -> Guess:
+        if self._early is None or guess.confidence is None:
+            return replace(guess, seconds=seconds, early=ahead)
+        x = features(guess.confidence, place, self._record)
+        chance = self._predictor(guess).chance(x)
+        return replace(guess, features=x, chance=chance, seconds=seconds, early=ahead)
+
+    def watch(self, place: int, survival: float, least: float) -> Watch | None:
+        """What stops a draft behind `place` guesses that are all right with chance `survival`."""
+        if self._early is None:
+            return None
+        return Watch(self._early.predictor(self._kind(self._speculator)), place, self._record, survival, least)
+
+    def settle(self, settled: Settled, trimmed: int) -> None:
+        """A verdict's guesses. `trimmed`: how many of the stale ones the verifier had when it left them out."""
+        self._learn(settled)
+        self._fate("accepted", settled.accepted)
+        self.discard("overtaken", settled.overtaken, used=True)
+        self._drop(settled, trimmed, "contradicted")
+
+    def finish(self, settled: Settled) -> None:
+        """Guesses that were ahead when the session ended."""
+        self._drop(settled, 0, "ended")
+
+    def discard(self, reason: str, guesses: Sequence[Guess], used: bool = False) -> None:
+        """Guesses of no use; `used` where others stood on them."""
+        if guesses:
+            self._observer.discarded(reason, len(guesses))
+        self._fate("discarded", guesses, used)
+
+    def _drop(self, settled: Settled, trimmed: int, reason: str) -> None:
+        self._fate("refused", settled.refused)
+        self._fate("trimmed", settled.stale[:trimmed])
+        self._fate("stale", settled.stale[trimmed:])
+        if settled.stale:
+            self._observer.discarded(reason, len(settled.stale))
+        self.discard(reason, settled.unsent)
+
+    def _fate(self, fate: str, guesses: Sequence[Guess], used: bool = False) -> None:
+        if not guesses:
+            return
+        used = used or fate == "accepted"
+        self._observer.fate(fate, len(guesses), sum(guess.seconds for guess in guesses), used)
+        ahead = sum(guess.early for guess in guesses)
+        if ahead:
+            self._observer.ahead(ahead, used)
+
+    def _learn(self, settled: Settled) -> None:
+        """The rejection rule labels only what it verified; a text that can be but one labels whatever was guessed."""
+        matched = self._sampling.match_rule
+        for guess in settled.right if matched else settled.accepted:
+            self._label(guess, True)
+        if settled.wrong is not None and (matched or settled.refused):
+            self._label(settled.wrong, False)
+
+    def _label(self, guess: Guess, right: bool) -> None:
+        if self._early is None or not guess.features:
+            return
+        self._early.learn(self._kind(guess.source or self._speculator), guess.features, guess.chance, right)
+        self._record = remember(self._record, right)
+        self._observer.calibration(self._early.calibration.error)
+
+    def _predictor(self, guess: Guess) -> Predictor:
+        assert self._early is not None
+        return self._early.predictor(self._kind(guess.source or self._speculator))
+
+    def _kind(self, source: str) -> str:
+        return f"{source}-{self._rule}"

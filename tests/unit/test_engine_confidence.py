@@ -1,0 +1,71 @@
+"""How sure a draft model is: the formulas, on host and device, and through a whole engine whose drafts may be stopped."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from specfleet.core.step import StepItem, StepResult
+from specfleet.core.types import SamplingParams
+from specfleet.engine.confidence import _on_device, _on_host
+from specfleet.engine.engine import EngineConfig, TorchEngine
+from support.pair import DRAFT
+
+GREEDY = SamplingParams(temperature=0.0)
+
+
+def test_the_figures_are_what_they_say() -> None:
+    """Probability of the chosen, entropy, margin and spread of each row, by either way, as plain sums have it."""
+    logits = torch.from_numpy(np.random.default_rng(1).normal(0.0, 3.0, (5, 300)).astype(np.float32))
+    chosen = torch.tensor([3, 0, 299, 17, 17])
+    best = logits.max(-1).values
+    for measure in (_on_host, _on_device):
+        for row, token, found in zip(
+            logits.double().tolist(), chosen.tolist(), measure(logits, best, chosen), strict=True
+        ):
+            total = math.fsum(math.exp(x) for x in row)
+            q = [math.exp(x) / total for x in row]
+            logs = [math.log(one) for one in q]
+            entropy = -math.fsum(a * b for a, b in zip(q, logs, strict=True))
+            spread = math.sqrt(math.fsum(a * (b + entropy) ** 2 for a, b in zip(q, logs, strict=True)))
+            first, second = sorted(q)[-1], sorted(q)[-2]
+            assert [q[token], entropy, first - second, spread] == pytest.approx(found, abs=1e-4)
+
+
+def test_a_certain_row_is_no_error() -> None:
+    """All weight on one token: no entropy, no spread, nothing that is not a number."""
+    logits = torch.full((1, 50), -1e4)
+    logits[0, 7] = 1e4
+    for measure in (_on_host, _on_device):
+        assert [[1.0, 0.0, 1.0, 0.0]] == measure(logits, logits.max(-1).values, torch.tensor([7]))
+
+
+def test_an_engine_says_how_sure_it_is_and_stops_single_drafts() -> None:
+    """Where asked for, in plain, seeded and unseeded drafts alike; a draft that is stopped leaves the others alone, and what
+    it wrote so far is what it would have written."""
+    engine = TorchEngine(EngineConfig(model=str(DRAFT), threads=1, kv_cache_tokens=1024, seed=1))
+    try:
+        kinds = (GREEDY, SamplingParams(seed=5), SamplingParams(temperature=0.7))
+        items = [
+            StepItem(n, [5, 9, 11], kind, want_q=not kind.match_rule, want_confidence=True)
+            for n, kind in enumerate(kinds)
+        ]
+        for item in items:
+            engine.open(item.sequence, item.tokens)
+        whole = engine.extend_sync(items, 5)
+        for row in whole:
+            assert all(one.confidence is not None and 0.0 < one.confidence.chosen <= 1.0 for one in row)
+        for item in items:
+            engine.truncate(item.sequence, 0)
+        heard: list[StepResult] = []
+        rows = engine.extend_sync(items[:2], 5, [lambda one: bool(heard.append(one)) or len(heard) == 2, None])  # type: ignore[func-returns-value]
+        assert [2, 5] == [len(row) for row in rows]
+        assert [one.tokens for one in whole[0][:2]] == [one.tokens for one in rows[0]] == [one.tokens for one in heard]
+        assert [one.tokens for one in whole[1]] == [one.tokens for one in rows[1]]
+        assert [4, 7] == [engine.length(item.sequence) for item in items[:2]]
+        assert engine.step_sync([StepItem(0, [7], GREEDY)])[0].confidence is None
+    finally:
+        engine.shutdown()

@@ -1,0 +1,146 @@
+"""Every drafted token has one fate, on a whole fleet, whatever happens; and what a fleet learns from it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from contextlib import aclosing
+
+import pytest
+
+from drafter.early_stop import EarlyStop
+from drafter.observer import Silent
+from specfleet.core.protocol import Draft, Open, Verdict
+from specfleet.core.types import SamplingParams
+from support.engine import reference
+from support.fleet import GREEDY, Fleet, fleet
+
+SEEDED, UNSEEDED = SamplingParams(seed=3, max_tokens=40), SamplingParams(max_tokens=40)
+
+
+class Books(Silent):
+    """Adds up what a drafter says."""
+
+    def __init__(self) -> None:
+        self.made = 0
+        self.fates: Counter[str] = Counter()
+        self.discards: Counter[str] = Counter()
+        self.early: Counter[bool] = Counter()
+        self.stops: Counter[bool] = Counter()
+        self.seconds: Counter[bool] = Counter()
+        self.error = 0.0
+
+    def drafted(self, speculator: str, tokens: int, seconds: float) -> None:
+        self.made += tokens
+
+    def fate(self, fate: str, tokens: int, seconds: float, used: bool) -> None:
+        self.fates[fate] += tokens
+        self.seconds[used] += seconds  # type: ignore[assignment]
+
+    def discarded(self, reason: str, tokens: int) -> None:
+        self.discards[reason] += tokens
+
+    def ahead(self, tokens: int, used: bool) -> None:
+        self.early[used] += tokens
+
+    def early_stop(self, right: bool) -> None:
+        self.stops[right] += 1
+
+    def calibration(self, error: float) -> None:
+        self.error = error
+
+
+async def settled(one: Fleet, books: Books, openings: list[Open]) -> list[Verdict]:
+    """Run them all; the verdicts. Fails where a token is unaccounted for."""
+    found = await asyncio.gather(*(one.collect(opening) for opening in openings))
+    await one.quiet()
+    verdicts = [message for _, messages in found for message in messages if isinstance(message, Verdict)]
+    assert books.made == sum(books.fates.values())
+    assert books.fates["accepted"] == sum(verdict.accepted for verdict in verdicts)
+    assert books.fates["refused"] == sum(verdict.drafted - verdict.accepted for verdict in verdicts)
+    # What was not verified was stale, trimmed or discarded, each with its reason.
+    assert books.fates["stale"] + books.fates["trimmed"] + books.fates["discarded"] == sum(books.discards.values())
+    return verdicts
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("rightness", [2, 8])
+@pytest.mark.parametrize("policy", ["fixed:4", "fixed:8", "stream", "stream:3", "random", "fair-goodput"])
+async def test_the_books_balance(policy: str, rightness: int, ahead: bool, early: bool) -> None:
+    """Drafted = accepted + refused + stale + trimmed + discarded, accepted and refused as the verdicts say; texts as ever."""
+    books = Books()
+    stop = EarlyStop() if early else None
+    async with fleet(policy, rightness=rightness, ahead=ahead, early=stop, observer=books, delay=0.001) as one:
+        prompts = [(n, n + 1, n + 2) for n in range(6)]
+        openings = [Open(prompt=prompt, sampling=GREEDY) for prompt in prompts]
+        await settled(one, books, openings)
+        assert [reference(prompt, 40) for prompt in prompts] == [await one.generate(prompt) for prompt in prompts]
+    if policy.startswith("fixed") and not ahead:
+        assert 0 == sum(books.early.values())
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("sampling", [SEEDED, UNSEEDED])
+async def test_the_books_balance_where_text_is_sampled(sampling: SamplingParams) -> None:
+    """Both rules of acceptance."""
+    books = Books()
+    async with fleet("fixed:4", early=EarlyStop(), observer=books, delay=0.001) as one:
+        await settled(one, books, [Open(prompt=(n, 2), sampling=sampling) for n in range(4)])
+
+
+@pytest.mark.asyncio
+async def test_the_books_balance_where_a_generation_is_given_up() -> None:
+    """What was ahead then is counted, too."""
+    books = Books()
+    async with fleet("stream", observer=books, early=EarlyStop(), delay=0.002) as one:
+        async with aclosing(one.drafter.run(Open(prompt=(1, 2), sampling=GREEDY))) as messages:
+            async for message in messages:
+                if isinstance(message, Verdict) and message.position > 10:
+                    break
+        await one.quiet()
+    assert books.made == sum(books.fates.values())
+
+
+@pytest.mark.asyncio
+async def test_the_verifier_counts_what_waited_and_was_wrong() -> None:
+    """Of every token that was sent the verifier verified it, found it stale, or had it already."""
+    books, stale = Books(), 0
+    async with fleet("stream:3", rightness=5, observer=books, delay=0.001) as one:
+
+        def count(tokens: int) -> None:
+            nonlocal stale
+            stale += tokens
+
+        one.loop._observer.stale = count  # type: ignore[method-assign]
+        await settled(one, books, [Open(prompt=(n, 5), sampling=GREEDY) for n in range(4)])
+    lost = books.fates["stale"] + books.fates["trimmed"]
+    # The rest were dropped by last verdicts: no draft followed whose answer could have said so.
+    assert 0 < stale <= lost
+
+
+@pytest.mark.asyncio
+async def test_drafts_end_early_and_say_how_likely_they_are() -> None:
+    """A drafter that is seldom right soon sends less than it was granted, each token with its survival, never rising."""
+    books, early = Books(), EarlyStop()
+    async with fleet("fixed:8", rightness=3, ahead=False, early=early, observer=books) as one:
+        sampling = SamplingParams(temperature=0.0, max_tokens=200)
+        await settled(one, books, [Open(prompt=(n, 2, 3), sampling=sampling) for n in range(3)])
+        drafts = [message for message in one.connection.seen if isinstance(message, Draft) and message.tokens]
+    assert all(draft.survival is not None and len(draft.survival) == len(draft.tokens) for draft in drafts)
+    assert all(list(draft.survival or ()) == sorted(draft.survival or (), reverse=True) for draft in drafts)
+    late = drafts[len(drafts) // 2 :]
+    assert sum(len(draft.tokens) for draft in late) / len(late) < 6
+    assert books.stops[True] > books.stops[False]
+    assert 0.0 < books.error < 0.2
+
+
+@pytest.mark.asyncio
+async def test_a_verdict_that_agrees_finds_the_next_round_begun() -> None:
+    """With a drafter that is always right, rounds need not wait for drafts any more: most tokens were made ahead, and used."""
+    books = Books()
+    async with fleet("fixed:4", rightness=10, observer=books, delay=0.005) as one:
+        await settled(one, books, [Open(prompt=(1, 2, 3), sampling=GREEDY)])
+    assert books.early[True] > 20
+    assert books.early[False] < 12
