@@ -3,7 +3,7 @@
     fair-goodput, fixed:4, awc, …   a speculation policy of the scheduler, batched as `slo` does
     NAME+BATCHING                   the same, batched as `fifo` or `length-aware` does
     centralized                     target-only, continuous batching, no drafters
-    sled, sled:K                    SLED: K drafted tokens (4) in every round, first come first served, in static batches
+    sled, sled:K                    SLED: K drafted tokens (4) in every round, first come first served, static batches of 8
     barrier, barrier:C              GoodSpeed's global round: every step waits for everybody's draft; C tokens (20) shared out
 
 The last two are no flags of a verifier: waiting for others is what they get wrong, and they are here to show it.
@@ -12,7 +12,7 @@ The last two are no flags of a verifier: waiting for others is what they get wro
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from specfleet.core.config import nearest
 from specfleet.core.errors import ConfigurationError
 
 STATIC_BATCH = 8
-"""Verifications in SLED's batch, as long as so many are open."""
+"""Sessions in SLED's batch, no more and, as long as so many are open, no fewer."""
 STATIC_WAIT = 0.05
 """Seconds that a static batch waits to be full."""
 
@@ -40,7 +40,7 @@ class Policy:
 
 
 class StaticBatches(Scheduler):
-    """Waits until a batch is full, or its first member has waited for long."""
+    """Waits until a batch is full, or its first member has waited for long. Who comes while it runs is in the next one."""
 
     def plan(self, now: float, free_pages: int) -> Plan:
         ready = self._queue.at(now)
@@ -48,7 +48,9 @@ class StaticBatches(Scheduler):
             full_at = min(record.ready_at for record in ready) + STATIC_WAIT
             if now < full_at:
                 return Plan(wake_at=full_at)
-        return super().plan(now, free_pages)
+        plan = super().plan(now, free_pages)
+        items = plan.items[:STATIC_BATCH]
+        return replace(plan, items=items, seconds=self.step_time.predict(self._shape(items))) if items else plan
 
 
 class GlobalRounds(Scheduler):

@@ -108,6 +108,9 @@ class Tier(Section):
     count: Count
     draft_seconds: DrawnPositive = constant(0.01)
     """Seconds per drafted token."""
+    together: dict[Count, Positive] = {}
+    """Seconds per token that each of so many texts takes when they are drafted together (a drafting profile of `specfleet
+    profile --drafter`), instead; else a machine drafts one text at a time."""
     acceptance: DrawnShare = constant(0.7)
     """Chance that a drafted token is accepted, given that those before it were; drawn per drafter."""
     drift: tuple[tuple[Seconds, float], ...] = ()

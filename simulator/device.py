@@ -15,6 +15,7 @@ from drafter.observer import Silent
 from drafter.pace import Pace
 from drafter.resume import LOST, Generation, Patience
 from drafter.session import DraftingSession
+from scheduler.draft_time import DraftProfile
 from simulator.config import Availability, Tier
 from simulator.counters import Row, Tally
 from simulator.faults import KEEPALIVE_SECONDS
@@ -78,6 +79,12 @@ class Drift:
         return min(1.0, max(0.0, self.base + change))
 
 
+def profile(tier: Tier) -> DraftProfile | None:
+    """How fast it drafts several texts at a time, if it can."""
+    batches = sorted(tier.together.items())
+    return DraftProfile(*map(tuple, zip(*batches, strict=True)), source="configuration") if batches else None
+
+
 class Device:
     """One drafter machine; its generations share its processor and its access to the network."""
 
@@ -116,6 +123,7 @@ class Device:
             random.Random(rng.getrandbits(64)),
             shared=shared,
             cold_start=tier.cold_start,
+            together=profile(tier),
         )
         self.tokens = 0
         """Delivered in the window."""

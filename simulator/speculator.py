@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from drafter.speculators import Guess
+from scheduler.draft_time import DraftProfile
 from simulator.clock import sleep
 from simulator.text import VOCABULARY, Truth
 from specfleet.core.types import SamplingParams
@@ -20,7 +21,8 @@ UNREAL = 7
 
 
 class ModelledSpeculator:
-    """Implements drafter.speculators.Speculator in virtual time; one drafter machine, its users served one after another."""
+    """Implements drafter.speculators.Speculator in virtual time; one drafter machine, its users served one after another, or
+    together where it is known how long that takes."""
 
     name = "model"
     stride = 1
@@ -33,9 +35,11 @@ class ModelledSpeculator:
         *,
         shared: bool = True,
         cold_start: float = 0.0,
+        together: DraftProfile | None = None,
     ) -> None:
         """`acceptance` by time: the chance that a guess is right, given that those before it are. `shared`: more than one
-        generation at a time may draft here. `cold_start`: seconds that the first draft of all takes longer."""
+        generation at a time may draft here. `cold_start`: seconds that the first draft of all takes longer. `together`:
+        seconds per token by how many draft at once, instead of `draft_seconds`."""
         self.acceptance = acceptance
         self.draft_seconds = draft_seconds
         self.rng = rng
@@ -43,7 +47,10 @@ class ModelledSpeculator:
         """Spent on drafting and scoring."""
         self.cold_start = cold_start
         """What is left of it."""
-        self.machine = asyncio.Lock() if shared else None
+        self.machine = asyncio.Lock() if shared and together is None else None
+        self.together = together
+        self.active = 0
+        """Generations that draft just now."""
         self.clock = asyncio.get_running_loop().time
 
     def run(self, count: int) -> int:
@@ -100,15 +107,20 @@ class ModelledDrafting:
         """The machine's time for so many tokens. Whoever leaves in the middle has drafted what was finished by then."""
         own = self._speculator
         warming, own.cold_start = own.cold_start, 0.0
-        seconds = tokens * own.draft_seconds + warming
+        own.active += 1
+        # Who joins or leaves meanwhile is not looked at: drafts are short, and that evens out.
+        each = own.draft_seconds if own.together is None else own.together.at(own.active)
+        seconds = tokens * each + warming
         start = own.clock()
         try:
             await sleep(seconds)
         except asyncio.CancelledError:
             spent = own.clock() - start
             own.seconds += spent
-            self.drafted += min(tokens, int(max(0.0, spent - warming) / own.draft_seconds))
+            self.drafted += min(tokens, int(max(0.0, spent - warming) / each))
             raise
+        finally:
+            own.active -= 1
         own.seconds += seconds
         self.drafted += tokens
 

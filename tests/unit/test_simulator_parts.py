@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from scheduler.draft_time import DraftProfile
 from simulator.clock import Stalled, VirtualLoop, run
 from simulator.config import Availability, Tier
 from simulator.counters import Histogram
@@ -17,6 +18,7 @@ from simulator.engine import BatchShape, ModelledEngine
 from simulator.links import Pipe, Way
 from simulator.machine import CARDS, MODELS, Parallel, Roofline, load_profile, shipped
 from simulator.sizes import FRAME, size
+from simulator.speculator import ModelledSpeculator
 from simulator.text import VOCABULARY, Truth, next_token, reference
 from specfleet.core.errors import ConfigurationError
 from specfleet.core.protocol import Draft, Verdict
@@ -239,3 +241,15 @@ def test_a_histogram_knows_quantiles_within_one_per_cent() -> None:
     for share in (0.5, 0.95, 0.99):
         exact = values[math.ceil(share * len(values)) - 1]
         assert exact == pytest.approx(histogram.quantile(share), rel=0.011)
+
+
+def test_texts_drafted_together_take_what_the_profile_says() -> None:
+    """Four at once, 10 ms a token each, where one takes 4 ms: in batches after 20 ms, one after another after 32 ms."""
+
+    async def main(together: DraftProfile | None) -> float:
+        speculator = ModelledSpeculator(lambda now: 1.0, 0.004, random.Random(0), together=together)
+        await asyncio.gather(*(speculator.start(GREEDY).draft([number], 2) for number in range(4)))
+        return asyncio.get_running_loop().time()
+
+    assert 0.02 == pytest.approx(run(main(DraftProfile((1, 4), (0.01, 0.01)))))
+    assert 0.032 == pytest.approx(run(main(None)))
