@@ -1,0 +1,330 @@
+"""The papers' set-ups in the simulator: what they claim, and what our policies do there.
+
+    python benchmarks/papers.py [--section wisp …] [--quick | --full]
+
+Sections: wisp (devices per card at a speed), smartspec (latency over load), planet (a grid of regimes), dsd (600 and 1,000
+drafters), goodspeed (fair shares). Figures are functions of configurations and seed, the same on every machine, so one run of
+each is a measurement and not a sample of the machine. Configurations are those that ship (`simulator/configs/`), made shorter:
+a section takes 2 to 15 minutes of one core; --quick plays a corner of each in about two, --full the files as they are, hours.
+docs/results.md says what the papers claim and why figures differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.common import Report, progress, table
+from simulator.baselines import policy
+from simulator.document import Document, changed, checked, find, read
+from simulator.figures import figures
+from simulator.play import play
+from simulator.search import attainment, cells
+
+OURS = "fair-goodput"
+PACES = (2, 4, 6, 8)
+PUBLISHED = {OURS: (164, 142, 103, 86), "centralized": (97, 80, 54, 41), "sled": (83, 42, 27, 21)}
+"""Devices at PACES tokens/s: WISP's table for Qwen3-32B on one A100; ours stands where WISP's own does."""
+GUESSES = {"wisp-fitted": 360, "wisp-roofline": 720}
+"""Where the search begins: devices times their tokens/s."""
+CLOSE = 1.05
+"""Capacities are searched until the bounds are so close."""
+PLANET = {1: (0.05,), 8: (0.01, 0.05, 0.15), 64: (0.01,)}
+"""Clients, and the distances that are played with so many. 512 take a minute for each policy: --full plays them."""
+SCALE = 10
+"""But for --full, DSD's fleet has so many times fewer targets and drafters: each target's load is the same."""
+FAR = (0.05, 0.1, 0.2)
+"""Where DSD's target-only is looked for, in seconds of round trip."""
+
+Changes = Mapping[str, Any]
+Section = Callable[[Report, str], None]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--section", action="append", choices=SECTIONS, default=[])
+    parser.add_argument("--quick", action="store_const", const="quick", dest="size", default="usual")
+    parser.add_argument("--full", action="store_const", const="full", dest="size")
+    arguments = parser.parse_args()
+    report = Report("papers")
+    for name in arguments.section or SECTIONS:
+        print(f"\n== {name}", flush=True)
+        SECTIONS[name](report, arguments.size)
+    return report.finish()
+
+
+class Configuration:
+    """One that ships, and runs of changed copies of it."""
+
+    def __init__(self, name: str, **changes: Any) -> None:
+        """`changes` by dotted keys with double underscores."""
+        self.path = find(name)
+        self.document = self.changed(read(self.path), {key.replace("__", "."): one for key, one in changes.items()})
+
+    def changed(self, document: Document, changes: Changes) -> Document:
+        return changed(document, changes, self.path)
+
+    def play(self, name: str, changes: Changes) -> dict[str, Any]:
+        """Figures of one run with the file's first seed."""
+        progress(f"{self.path.stem}, {name}, {', '.join(map(str, changes.values()))}")
+        document = {key: one for key, one in self.document.items() if key != "grid"}
+        config = checked(self.changed(document, changes), self.path)
+        found = figures(play(config, policy(name), config.seeds[0], folder=self.path.parent), 0.0)
+        progress("")
+        return found
+
+
+# --- WISP --------------------------------------------------------------------------------------------------------------
+
+
+def wisp(report: Report, size: str) -> None:
+    """Devices that one card keeps at a speed, 95 % of requests."""
+    machines = ("wisp-fitted",) if size == "quick" else ("wisp-fitted", "wisp-roofline")
+    paces = (4,) if size == "quick" else PACES
+    for name in machines:
+        own = Configuration(name) if size == "full" else Configuration(name, duration=50)
+        rows = [[f"{name}, devices at", *(f"{pace} tokens/s" for pace in paces), "published"]]
+        found: dict[str, list[int]] = {}
+        for one in (OURS, "centralized", "sled"):
+            found[one] = [capacity(own, one, pace, GUESSES[name] // pace) for pace in paces]
+            published = [PUBLISHED[one][PACES.index(pace)] for pace in paces]
+            rows.append([one, *map(str, found[one]), "/".join(map(str, published))])
+        table(rows)
+        print(flush=True)
+        report.figures[name] = found
+        _wisp_bars(report, name, found)
+
+
+def _wisp_bars(report: Report, name: str, found: Mapping[str, Sequence[int]]) -> None:
+    def least(other: str) -> float:
+        return min(ours / max(1, theirs) for ours, theirs in zip(found[OURS], found[other], strict=True))
+
+    if name == "wisp-fitted":
+        report.bar(f"{name}: {OURS} against centralized, least over speeds", least("centralized"), 2.1)
+        report.bar(f"{name}: {OURS} against sled, least over speeds", least("sled"), 2.0)
+    else:
+        report.bar(f"{name}: {OURS} against centralized, least over speeds", least("centralized"), 0.95)
+
+
+def capacity(own: Configuration, name: str, pace: float, guess: int) -> int:
+    """Most devices with which 95 % of requests keep `pace` tokens/s: out from the guess, then in between, to 3 %."""
+
+    def met(devices: int) -> bool:
+        changes = {"tiers.device.count": devices, "classes.paced.tpot": 1.0 / pace}
+        return attainment(own.play(name, changes), "paced") >= 0.95
+
+    low, high = 0, guess
+    while met(high):
+        low, high = high, 2 * high
+    while not low:
+        middle = high // 2
+        if not middle:
+            return 0
+        low, high = (middle, high) if met(middle) else (0, middle)
+    while high > CLOSE * low and high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if met(middle) else (low, middle)
+    return low
+
+
+# --- SmartSpec ---------------------------------------------------------------------------------------------------------
+
+
+def smartspec(report: Report, size: str) -> None:
+    """Mean latency of requests over load."""
+    own = Configuration("smartspec-load") if size == "full" else Configuration("smartspec-load", duration=30, warm_up=8)
+    rates = (1, 8) if size == "quick" else (1, 4, 8, 16, 24, 32)
+    names = (OURS, "smartspec", "fixed:4", "none")
+    rows = [["acceptance, requests/s: median s", *names, f"none / {OURS}"]]
+    ratios: dict[tuple[float, int], float] = {}
+    for acceptance in (0.8,) if size == "quick" else (0.6, 0.8):
+        for rate in rates:
+            changes = {"tiers.client.acceptance": acceptance, "workload.poisson.rate": rate}
+            seconds = [own.play(name, changes)["e2e_s"]["p50"] for name in names]
+            ratios[acceptance, rate] = seconds[-1] / seconds[0]
+            report.figures[f"smartspec, acceptance {acceptance:g}, {rate}/s"] = dict(zip(names, seconds, strict=True))
+            rows.append(
+                [f"{acceptance:g}, {rate}", *(f"{one:.2f}" for one in seconds), f"{ratios[acceptance, rate]:.2f}"]
+            )
+    table(rows)
+    report.bar("smartspec: median latency against none, worst load", 1.0 / min(ratios.values()), 1.02, at_most=True)
+    report.bar("smartspec: times better than none, 1 request/s, acceptance 0.8", ratios[0.8, 1], 2.5)
+
+
+# --- planet ------------------------------------------------------------------------------------------------------------
+
+
+def planet(report: Report, size: str) -> None:
+    """Geometric mean tokens/s of every policy in every cell of the grid, ours against none and the best other."""
+    own = Configuration("planet")
+    names = list(map(str, own.document["policies"]))
+    published = [name for name in names if name not in (OURS, "stream")]
+    print(f"{'costs, drafters, clients, ms':38}{' '.join(f'{name:>12}' for name in names)}  /none  /best", flush=True)
+    shares: dict[str, list[float]] = {"none": [], "published": [], "stream": []}
+    for labels, changes in _planet_cells(own, size):
+        speeds = {name: own.play(name, changes)["geomean_tokens_per_s"] or 0.0 for name in names}
+        best = max(published, key=speeds.__getitem__)
+        for key, other in (("none", "none"), ("published", best), ("stream", "stream")):
+            shares[key].append(speeds[OURS] / speeds[other])
+        report.figures[f"planet, {labels}"] = speeds
+        print(
+            f"{labels:38}{' '.join(f'{speeds[name]:12.1f}' for name in names)}  {shares['none'][-1]:5.3f}  "
+            f"{shares['published'][-1]:5.3f} {best}",
+            flush=True,
+        )
+    for key, least, mean in (("none", 0.99, None), ("published", 0.98, 1.10), ("stream", 0.98, None)):
+        against = {"none": "none", "published": "the best published-style policy per cell"}.get(key, key)
+        report.bar(f"planet: {OURS} against {against}, worst of {len(shares[key])} cells", min(shares[key]), least)
+        geometric = math.exp(statistics.fmean(map(math.log, shares[key])))
+        if mean is None:
+            report.figures[f"planet: geometric mean against {against}"] = geometric
+        else:
+            report.bar(f"planet: {OURS} against {against}, geometric mean", geometric, mean)
+            report.figures[f"planet: cells below 0.98 of {against}"] = sum(one < 0.98 for one in shares[key])
+
+
+def _planet_cells(own: Configuration, size: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and changes of each cell that is played."""
+    for cell in cells(own.document, own.path):
+        costs, drafters = cell.labels["costs"], cell.labels["drafters"]
+        clients, trip = cell.labels["tiers.edge.count"], cell.labels["tiers.edge.network.round_trip"]
+        usual = trip in PLANET.get(clients, ())
+        corner = clients == 8 and trip in (0.01, 0.15) and costs in ("8b on a card", "dear tokens")
+        if size == "full" or (usual if size == "usual" else corner):
+            changes = {name: value_at(cell.document, name) for name in PLANET_KEYS}
+            if size != "full":
+                changes |= {"duration": 12, "warm_up": 6} if clients >= 64 else {"duration": 20, "warm_up": 8}
+            yield f"{costs}, {drafters}, {clients}, {trip * 1e3:g}", changes
+
+
+PLANET_KEYS = (
+    "verifiers.gpu.profile",
+    "tiers.edge.draft_seconds",
+    "tiers.edge.acceptance",
+    "tiers.edge.count",
+    "tiers.edge.network.round_trip",
+)
+
+
+def value_at(document: Document, key: str) -> Any:
+    """The value at a dotted key."""
+    found: Any = document
+    for part in key.split("."):
+        found = found[part]
+    return found
+
+
+# --- DSD ---------------------------------------------------------------------------------------------------------------
+
+
+def dsd(report: Report, size: str) -> None:
+    """Tokens/s of the fleet at both sizes and distances, and how far away target-only is better."""
+    names = (OURS, "awc", "fixed:4", "centralized")
+    rows = [["drafters, ms: tokens/s", *names, f"{OURS} / fixed:4", f"{OURS} / awc", "tpot p50 ms"]]
+    fixed, awc = [], []
+    for drafters in (600,) if size == "quick" else (600, 1000):
+        own = _dsd(drafters, size)
+        for trip in (0.01,) if size == "quick" else (0.01, 0.03):
+            found = [own.play(name, _distance(trip)) for name in names]
+            speeds = [one["tokens_per_s"] for one in found]
+            fixed.append(speeds[0] / speeds[2])
+            awc.append(speeds[0] / speeds[1])
+            report.figures[f"dsd, {drafters}, {trip * 1e3:g} ms"] = dict(zip(names, speeds, strict=True))
+            tpot = " ".join(f"{one['tpot_s']['p50'] * 1e3:.1f}" for one in found)
+            rows.append(
+                [
+                    f"{drafters}, {trip * 1e3:g}",
+                    *(f"{one:.0f}" for one in speeds),
+                    f"{fixed[-1]:.3f}",
+                    f"{awc[-1]:.3f}",
+                    tpot,
+                ]
+            )
+    table(rows)
+    report.bar(f"dsd: {OURS} against fixed:4, least", min(fixed), 1.15)
+    report.bar(f"dsd: {OURS} against awc, least", min(awc), 1.0)
+    if size != "quick":
+        _crossing(report, size)
+
+
+def _dsd(drafters: int, size: str) -> Configuration:
+    if size == "full":
+        return Configuration(f"dsd-{drafters}")
+    each = drafters // 2 // SCALE
+    fewer = {"tiers__phone__count": each, "tiers__laptop__count": each, "verifiers__target__count": 20 // SCALE}
+    return Configuration(f"dsd-{drafters}", duration=12, warm_up=4, **fewer)
+
+
+def _distance(trip: float) -> dict[str, float]:
+    return {f"tiers.{tier}.network.round_trip": trip for tier in ("phone", "laptop")}
+
+
+def _crossing(report: Report, size: str) -> None:
+    """The distance from which on target-only is faster than a fixed length of 4, and than awc, and ours at those."""
+    own = _dsd(600, size)
+    names = (OURS, "awc", "fixed:4", "centralized")
+    rows = [["600 drafters, ms: tokens/s", *names]]
+    wins: dict[str, float] = {}
+    for trip in (0.01, *FAR):
+        speeds = {name: own.play(name, _distance(trip))["tokens_per_s"] for name in names}
+        rows.append([f"{trip * 1e3:g}", *(f"{speeds[name]:.0f}" for name in names)])
+        for name in names[:3]:
+            if speeds[name] < speeds["centralized"]:
+                wins.setdefault(name, trip)
+    table(rows)
+    report.figures["dsd: target-only is faster from, s"] = wins
+
+
+# --- GoodSpeed ---------------------------------------------------------------------------------------------------------
+
+
+def goodspeed(report: Report, size: str) -> None:
+    """Sum over clients of log tokens/s, in the two published settings."""
+    for budget in (16,) if size == "quick" else (16, 20):
+        name = f"goodspeed-c{budget}"
+        own = Configuration(name) if size == "full" else Configuration(name, duration=60, warm_up=15)
+        rows = [[name, "log-utility", "tokens/s", "least", "Jain"]]
+        found: dict[str, float] = {}
+        speeds: dict[str, float] = {}
+        for one in (OURS, f"goodspeed:{budget}", f"barrier:{budget}", "fixed:2", "random"):
+            said = own.play(one, {})
+            # Every drafter has a text under way all the time, so the geometric mean says the sum of logarithms.
+            found[one] = said["clients"] * math.log(said["geomean_tokens_per_s"])
+            speeds[one] = said["tokens_per_s"]
+            rows.append(
+                [
+                    one,
+                    f"{found[one]:.2f}",
+                    f"{speeds[one]:.1f}",
+                    f"{said['min_tokens_per_s']:.1f}",
+                    f"{said['jain']:.3f}",
+                ]
+            )
+        table(rows)
+        print(flush=True)
+        report.figures[name] = {"log_utility": found, "tokens_per_s": speeds}
+        for other in ("fixed:2", "random"):
+            report.bar(f"{name}: log-utility above {other}'s by", found[OURS] - found[other], 0.0)
+        barrier = f"barrier:{budget}"
+        report.bar(f"{name}: tokens/s, {OURS} against {barrier}", speeds[OURS] / speeds[barrier], 1.0)
+        free = speeds[f"goodspeed:{budget}"] / speeds[barrier]
+        report.bar(f"{name}: tokens/s, the same split without the barrier", free, 1.0)
+
+
+SECTIONS: dict[str, Section] = {
+    "wisp": wisp,
+    "smartspec": smartspec,
+    "planet": planet,
+    "dsd": dsd,
+    "goodspeed": goodspeed,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())
