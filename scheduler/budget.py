@@ -23,7 +23,7 @@ class StepBudget:
         """Take a session that has one token to decode from, with as much of its draft as it was granted and fits, or at most
         `draft` tokens of it. `spare` tokens of the step stay for others."""
         behind = record.known - record.computed
-        drafted = record.offered if draft is None else min(draft, record.offered)
+        drafted = min(record.offered, self.tokens if draft is None else draft) if record.drafted else 0
         if drafted:
             drafted = min(drafted, self.tokens - spare - behind, self._room(record) - behind)
         elif self.tokens - spare < behind:
@@ -44,8 +44,10 @@ class StepBudget:
         return (held + self.free_pages) * self._page_size - record.computed
 
     def _take(self, record: SessionRecord, feed: int, draft: int, sample: bool) -> bool:
-        size, tokens = self._page_size, feed + draft
-        grown = -(-(record.computed + tokens) // size) - -(-record.computed // size)
+        tokens, grown = feed + draft, 0
+        left = -record.computed % self._page_size  # of its last page
+        if tokens > left:
+            grown = pages(tokens - left, self._page_size)
         if tokens > self.tokens or grown > self.free_pages:
             return False
         self.tokens -= tokens

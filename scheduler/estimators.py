@@ -54,15 +54,18 @@ class AcceptancePool:
 class Acceptance:
     """The chance that a session's next drafted token is accepted, given that those before it were."""
 
-    __slots__ = ("_pool", "_sum")
+    __slots__ = ("_pool", "_sum", "_untested")
 
     def __init__(self, pool: AcceptancePool) -> None:
         self._pool = pool
         self._sum = Discounted(HALF_LIFE)
+        self._untested = 0
+        """Tokens without a guess that are not accounted for yet."""
 
     @property
     def rate(self) -> float:
         """Shrunk to the pool, within [LOWEST, HIGHEST]."""
+        self._fade()
         own = self._sum
         rate = (own.accepted + SHRINKAGE * self._pool.rate) / (own.tested + SHRINKAGE)
         return min(HIGHEST, max(LOWEST, rate))
@@ -74,13 +77,19 @@ class Acceptance:
     def untested(self, tokens: int) -> None:
         """`tokens` went by without a guess: what is known of the session fades into what is known of all, so that whoever was
         hopeless once is tried again."""
-        keep = 2.0 ** (-tokens / FADING)
-        self._sum.accepted *= keep
-        self._sum.tested *= keep
+        self._untested += tokens
+
+    def _fade(self) -> None:
+        if self._untested:
+            keep = 2.0 ** (-self._untested / FADING)
+            self._sum.accepted *= keep
+            self._sum.tested *= keep
+            self._untested = 0
 
     def tested(self, accepted: int, tested: int) -> None:
         """`accepted` of `tested` guesses were right, as a drafter reports of its shadow guesses in LOCAL."""
         if 0 <= accepted <= tested and tested > 0:
+            self._fade()
             self._sum.observe(accepted, tested)
             self._pool.observe(accepted, tested)
 

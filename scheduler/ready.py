@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 
 from scheduler.types import SessionRecord
+from specfleet.core.types import Mode
 
 
 class Ready:
@@ -43,16 +44,17 @@ class Ready:
         """Those with one token to decode from, by identity."""
         return self._decodes
 
-    def due_before(self, time: float, most: int) -> list[SessionRecord]:
-        """Those that are due before `time`, the first `most` of them, earliest first."""
+    def due_before(self, time: float, most: int) -> tuple[list[SessionRecord], float]:
+        """Those that are due before `time`, the first `most` of them, earliest first; and when the next one after them is."""
         found: list[SessionRecord] = []
         while len(found) < most and self.next_due() < time:
             _, session = heapq.heappop(self._dues)
             if not found or found[-1].session != session:
                 found.append(self._records[session])
+        following = self.next_due()
         for record in found:
             heapq.heappush(self._dues, (record.due, record.session))
-        return found
+        return found, following
 
     def next_due(self) -> float:
         """When the first of them is due; infinity for never."""
@@ -66,20 +68,25 @@ class Ready:
 
     def add(self, record: SessionRecord) -> None:
         """Last in the order, wherever it stood before."""
-        session = record.session
-        if session in self._records:
-            self.discard(session)
+        session, name = record.session, record.identity.name
+        own = self._decodes.get(name)
+        if self._records.pop(session, None) is None:
+            self._targets += record.service.targets
+        elif session in self._prefills:
+            del self._prefills[session]
+        elif own is not None:
+            del own[session]
         self._records[session] = record
-        self._targets += record.service.targets
         if record.due != math.inf:
             heapq.heappush(self._dues, (record.due, session))
         if record.known - record.computed > 1:
             self._prefills[session] = record
-            return
-        own = self._decodes.get(record.identity.name)
-        if own is None:
-            own = self._decodes[record.identity.name] = {}
-        own[session] = record
+            if own is not None and not own:
+                del self._decodes[name]
+        elif own is None:
+            self._decodes[name] = {session: record}
+        else:
+            own[session] = record
 
     def discard(self, session: int) -> None:
         record = self._records.pop(session, None)
@@ -105,7 +112,7 @@ class ReadyQueue:
     def place(self, record: SessionRecord, now: float) -> None:
         """To be called whenever something has happened to the session."""
         session = record.session
-        if record.waits and record.draft_deadline > now:
+        if record.grant.mode is Mode.ROUND and record.waits and record.draft_deadline > now:
             self._ready.discard(session)
             self._waiting[session] = record
             heapq.heappush(self._deadlines, (record.draft_deadline, session))
@@ -148,7 +155,9 @@ class ReadyQueue:
         assert all(records[session].prefilling for session in self._ready.prefills)
         assert not any(records[session].prefilling for session in decodes)
         due = sorted((records[session].due, session) for session in ready if records[session].due != math.inf)
-        assert [record.session for record in self._ready.due_before(math.inf, len(records))] == [one for _, one in due]
+        assert [record.session for record in self._ready.due_before(math.inf, len(records))[0]] == [
+            one for _, one in due
+        ]
         assert self._ready.targets == sum(records[session].service.targets for session in ready)
         known = set(self._deadlines)
         for session, record in self._waiting.items():

@@ -186,6 +186,7 @@ class Scheduler:
         self.step_time.observe(self._shape(outcome.items), outcome.seconds)
         self._view.step_seconds.observe(outcome.seconds)
         self._speculation.stepped(outcome, now)
+        decided = self._speculation.decided
         committed: dict[Identity, int] = {}
         for item in outcome.items:
             record = self._records.get(item.session)
@@ -195,7 +196,8 @@ class Scheduler:
             if item.committed:
                 committed[record.identity] = committed.get(record.identity, 0) + item.committed
                 self._committed(record, item, now)
-                grants[item.session] = self._decide(record, item, now)
+                grants[item.session] = grant = decided(record, item, now) if record.can_draft else LOCAL
+                self._grant(record, grant, now)
             else:
                 record.computed += item.fed
                 self._queue.place(record, now)
@@ -225,20 +227,14 @@ class Scheduler:
 
     def _shape(self, items: Iterable[PlanItem | ItemOutcome]) -> StepShape:
         """Shape of a step, before its outcome is committed. Sessions closed meanwhile no longer say how long they were."""
-        return StepShape.of(
-            (item.tokens, record.computed) for item in items if (record := self._records.get(item.session)) is not None
-        )
+        found = [(item.tokens, self._records.get(item.session)) for item in items]
+        return StepShape.of([(tokens, record.computed) for tokens, record in found if record is not None])
 
     def preempted(self, session: int, now: float) -> None:
         """The session's pages are gone: everything known is to be computed again."""
         record = self._records[session]
         record.computed, record.ready_at = 0, now
         self._queue.place(record, now)
-
-    def _decide(self, record: SessionRecord, item: ItemOutcome, now: float) -> Grant:
-        grant = self._speculation.decided(record, item, now) if record.can_draft else LOCAL
-        self._grant(record, grant, now)
-        return grant
 
     def _grant(self, record: SessionRecord, grant: Grant, now: float) -> None:
         record.grant = grant

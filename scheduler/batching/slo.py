@@ -2,7 +2,8 @@
 broken by an addition, prefill fills what is left, and nobody starves.
 
 A ready session's next token is due at some time (never, without a target). A step that ends after the earliest of these
-that can still be met would break it, so nothing is added that makes the step so long. In this order sessions are taken:
+that can still be met would break it, so nothing is added that makes the step so long but the tokens of others that are due
+as well. In this order sessions are taken:
 
 1. the one that has waited longest, once it has waited STARVED steps: so everybody is served in the end
 2. those that cannot wait for another step, earliest due first
@@ -20,9 +21,10 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from scheduler.budget import StepBudget
+from scheduler.identities import Identity
 from scheduler.ready import Ready
 from scheduler.types import SessionRecord
 from scheduler.view import View
@@ -36,6 +38,8 @@ AHEAD = 1.05
 CATCHING_UP = 1.15
 """Times its pace that a session which is late is to be given."""
 PROBE = 16
+OWN = -1
+"""Place of who stands for a token of its own, not for a drafted one."""
 PREFILL_SHARE = 4
 """One in so many of a step's tokens is kept for prefill while somebody waits for it."""
 
@@ -51,11 +55,10 @@ class Slo:
             return
         step = Step(self._view, budget, now)
         step.take_starved(next(iter(ready)))
-        soon = ready.due_before(step.critical, budget.tokens) if ready.targets else []
-        step.limit_by(soon, ready.next_due())
+        soon, later = ready.due_before(step.critical, budget.tokens) if ready.targets else ([], math.inf)
+        step.limit_by(soon, later)
         required = [record for record in soon if step.cannot_wait(record)]
-        for record in required:
-            step.take_required(record)
+        step.take_required(required)
         if budget.items and self._asks(step, required):
             return
         pacing = any(step.late(record) for record in soon)
@@ -94,45 +97,61 @@ class Turns:
     """Tokens one by one to whom they are worth most: w for a session's own, w a^j for its j-th drafted one. That falls with j,
     so this is exact.
 
-    All sessions of an identity have its goodput, so they come in the order in which they became ready, and only the next one
-    of each identity has to be looked at.
+    All sessions of an identity have its goodput, so they come in the order in which they became ready, and those of one worth
+    all at once: a heap holds the next session of each identity, and drafted tokens.
     """
 
     def __init__(
         self, decodes: Mapping[str, Mapping[int, SessionRecord]], worth: Callable[[SessionRecord], float | None]
     ) -> None:
         """`worth` of a session's own token; None for who takes no part."""
-        self._queues = [iter(own.values()) for own in decodes.values()]
         self._worth = worth
-        self._records: list[SessionRecord] = []
-        self._given: list[int] = []
-        self._heap: list[tuple[float, int, int]] = []
-        for number in range(len(self._queues)):
-            self._next(number)
+        self._heap: list[tuple[float, int, int, Iterator[SessionRecord], SessionRecord]] = []
+        self._pushed = 0
+        for own in decodes.values():
+            queue = iter(own.values())
+            record, value = self._next(queue)
+            if record is not None:
+                self._push(value, OWN, queue, record)
 
     def share_out(self, tokens: int) -> list[tuple[SessionRecord, int]]:
         """Who gets how many of `tokens` tokens; who is given one first comes first."""
-        heap, given = self._heap, self._given
+        heap = self._heap
+        records: list[SessionRecord] = []
+        given: list[int] = []
         while tokens > 0 and heap:
-            worth, place, number = heapq.heappop(heap)
-            record = self._records[place]
-            tokens -= 1
-            given[place] += 1
-            if given[place] <= record.offered:
-                heapq.heappush(heap, (worth * record.acceptance.rate, place, number))
-            if given[place] == 1:
-                self._next(number)
-        return [(record, count) for record, count in zip(self._records, given, strict=True) if count]
+            negative, _, place, queue, record = heapq.heappop(heap)
+            if place != OWN:
+                tokens -= 1
+                given[place] += 1
+                if given[place] <= record.offered:
+                    self._push(-negative * record.acceptance.rate, place, queue, record)
+                continue
+            following: SessionRecord | None = record
+            value = worth = -negative
+            while following is not None and value == worth and tokens > 0:
+                record = following
+                tokens -= 1
+                if record.drafted and record.offered:
+                    self._push(worth * record.acceptance.rate, len(given), queue, record)
+                records.append(record)
+                given.append(1)
+                following, value = self._next(queue)
+            if following is not None:
+                self._push(value, OWN, queue, following)
+        return list(zip(records, given, strict=True))
 
-    def _next(self, number: int) -> None:
-        """The next session of an identity stands for a token of its own."""
-        for record in self._queues[number]:
+    def _push(self, worth: float, place: int, queue: Iterator[SessionRecord], record: SessionRecord) -> None:
+        self._pushed += 1
+        heapq.heappush(self._heap, (-worth, self._pushed, place, queue, record))
+
+    def _next(self, queue: Iterator[SessionRecord]) -> tuple[SessionRecord | None, float]:
+        """The next session of an identity that takes part, and what its own token is worth."""
+        for record in queue:
             worth = self._worth(record)
             if worth is not None:
-                heapq.heappush(self._heap, (-worth, len(self._records), number))
-                self._records.append(record)
-                self._given.append(0)
-                return
+                return record, worth
+        return None, 0.0
 
 
 def kept_for_prefill(prefills: Iterable[SessionRecord], others: int, tokens: int) -> int:
@@ -177,10 +196,9 @@ class Step:
         if self._now - oldest.ready_at > STARVED * self._typical:
             self.take(oldest, draft=0)
 
-    def limit_by(self, soon: Sequence[SessionRecord], next_due: float) -> None:
-        """The earliest time due that this step can still meet. `soon` are those that are due first."""
-        if not soon:
-            self._limit = next_due
+    def limit_by(self, soon: Sequence[SessionRecord], later: float) -> None:
+        """The earliest time due that this step can still meet. `soon` are those due first, the next one is due `later`."""
+        self._limit = later if self._end + self._token <= later else math.inf
         for record in soon:
             soonest = self._end + self._cost(record, record.behind)
             due = record.due if soonest <= record.due else self._catching_up(record)
@@ -198,12 +216,19 @@ class Step:
     def take_in_turn(self, ready: Ready, pacing: bool) -> None:
         """What need not be in this step, as far as it fits: by worth; prefill; then what prefill has left."""
 
+        shares: dict[Identity, float] = {}
+        limited, taken = self.limited, self._taken
+
         def worth(record: SessionRecord) -> float | None:
-            if record.session in self._taken or (pacing and record.due - self._now > self._allowance(record)):
+            if record.session in taken or (pacing and record.due - self._now > self._allowance(record)):
                 return None
-            weight = record.weight / (record.identity.goodput.at(self._now) or 1.0)
+            identity = record.identity
+            share = shares.get(identity)
+            if share is None:
+                share = shares[identity] = identity.share.weight / (identity.goodput.at(self._now) or 1.0)
+            weight = share * record.service.weight
             # Where time is short, what a token takes of it counts, too.
-            return weight / self._cost(record, 1) if self.limited else weight
+            return weight / self._cost(record, 1) if limited else weight
 
         decodes = sum(map(len, ready.decodes.values()))
         spare = kept_for_prefill(ready.prefills.values(), decodes, self._budget.tokens)
@@ -225,9 +250,19 @@ class Step:
         """No token more, or no time for one."""
         return self._budget.tokens <= 0 or self._end + self._token > self._limit
 
-    def take_required(self, record: SessionRecord) -> bool:
-        """What cannot wait: with its draft if there is time for it, else without."""
-        return self.take(record) or (record.offered > 0 and self.take(record, draft=0))
+    def take_required(self, required: Sequence[SessionRecord]) -> None:
+        """Those that cannot wait. A token of their own they all have, whatever it breaks: leaving some out would cost them a
+        whole step more. Drafts and prefill only as far as the others' tokens leave time."""
+        owed = sum(self._cost(record, 1) for record in required if not record.prefilling)
+        limit = self._limit
+        for record in required:
+            if not record.prefilling:
+                owed -= self._cost(record, 1)
+            self._limit = limit - owed
+            if not self.take(record) and not record.prefilling:
+                self._limit = math.inf
+                self.take(record, draft=0)
+        self._limit = limit
 
     def take(self, record: SessionRecord, spare: int = 0, draft: int | None = None) -> bool:
         """Take a session, or the chunk of its prefill that fits, if nobody's deadline breaks by it."""
@@ -236,11 +271,16 @@ class Step:
         behind = record.known - record.computed
         if behind > 1:
             chunk = self._chunk(record, behind)
-            return chunk > 0 and self._count(record, chunk, self._budget.prefill(record, chunk))
-        tokens = behind + (record.offered if draft is None else draft)
-        if self._end + self._cost(record, tokens) > self._limit:
-            return False
-        return self._count(record, tokens, self._budget.verify(record, spare, draft))
+            if chunk <= 0 or not self._budget.prefill(record, chunk):
+                return False
+            end = self._end + self._cost(record, chunk)
+        else:
+            end = self._end + self._cost(record, behind + (record.offered if draft is None else draft))
+            if end > self._limit or not self._budget.verify(record, spare, draft):
+                return False
+        self._taken.add(record.session)
+        self._end = end
+        return True
 
     def take_anything(self, ready: Ready) -> None:
         """Whatever the deadlines: an idle step helps nobody."""
@@ -257,12 +297,6 @@ class Step:
         left = self._limit - self._end - record.computed * self._cached
         each = self._token + (record.computed + behind) * self._pair
         return min(behind, int(left / each)) if left > 0.0 else 0
-
-    def _count(self, record: SessionRecord, tokens: int, taken: bool) -> bool:
-        if taken:
-            self._taken.add(record.session)
-            self._end += self._cost(record, tokens)
-        return taken
 
     @staticmethod
     def _catching_up(record: SessionRecord) -> float:

@@ -91,7 +91,7 @@ def test_jain() -> None:
 async def test_refusals_reach_the_drafter_as_typed_errors() -> None:
     """An unknown class is a bad request, a class that cannot be kept is an overload, a quota is one's own; others go on."""
     shares = {"memory": Share(sessions=1)}
-    steps = StepProfile(1.0, 1.0)
+    steps = StepProfile(1000.0, 1.0)  # steps are faster, and that is noticed, but not so soon
     async with fleet("none", delay=0.005, classes=(CHAT,), shares=shares, profile=steps) as one:
         first = asyncio.create_task(one.generate([1, 2, 3]))
         await asyncio.sleep(0.02)
