@@ -36,6 +36,8 @@ class Policy:
     batching: str = "slo"
     drafters: bool = True
     """False: nobody drafts, whatever their machines can do."""
+    ahead: bool = True
+    """Drafters go on while the verdict is on its way."""
     scheduler: Callable[[SchedulerConfig], Scheduler] = Scheduler
 
 
@@ -108,8 +110,8 @@ def _baseline(kind: str, argument: str, name: str) -> Policy:
             raise ConfigurationError("centralized, which takes no argument")
         return Policy(name, "none", "fifo", drafters=False)
     if kind == "sled":
-        return Policy(name, _checked(f"fixed:{argument or 4}"), "fifo", scheduler=StaticBatches)
-    return Policy(name, _checked(f"goodspeed:{argument or 20}"), "fifo", scheduler=GlobalRounds)
+        return Policy(name, _checked(f"fixed:{argument or 4}"), "fifo", ahead=False, scheduler=StaticBatches)
+    return Policy(name, _checked(f"goodspeed:{argument or 20}"), "fifo", ahead=False, scheduler=GlobalRounds)
 
 
 def _checked(text: str) -> str:

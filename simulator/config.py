@@ -113,6 +113,9 @@ class Tier(Section):
     profile --drafter`), instead; else a machine drafts one text at a time."""
     acceptance: DrawnShare = constant(0.7)
     """Chance that a drafted token is accepted, given that those before it were; drawn per drafter."""
+    confidence: Seconds | None = None
+    """How well its draft model's confidence tells right guesses from wrong ones: distance of the means of the two, in standard
+    deviations of either. Drafts then end early, as in production; without it nothing is known and nothing ends early."""
     drift: tuple[tuple[Seconds, float], ...] = ()
     """[seconds, what is added to the acceptance then], linear in between."""
     network: Network = Network()

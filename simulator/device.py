@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from drafter.early_stop import EarlyStop
 from drafter.observer import Silent
 from drafter.pace import Pace
 from drafter.resume import LOST, Generation, Patience
@@ -81,8 +82,8 @@ class Drift:
 
 def profile(tier: Tier) -> DraftProfile | None:
     """How fast it drafts several texts at a time, if it can."""
-    batches = sorted(tier.together.items())
-    return DraftProfile(*map(tuple, zip(*batches, strict=True)), source="configuration") if batches else None
+    batches = dict(sorted(tier.together.items()))
+    return DraftProfile(tuple(batches), tuple(batches.values())) if batches else None
 
 
 class Device:
@@ -96,6 +97,7 @@ class Device:
         rng: random.Random,
         *,
         drafts: bool,
+        ahead: bool,
         shared: bool,
         window: tuple[float, float],
         tally: Tally,
@@ -104,8 +106,8 @@ class Device:
         digest: bytes,
         faulty: bool = False,
     ) -> None:
-        """`drafts`: whether anybody does under this policy. `shared`: it may have more than one generation at a time.
-        `window`: the seconds of the run that count. `faulty`: verifiers may be lost, for good, too."""
+        """`drafts`: whether anybody does under this policy; `ahead`: of a verdict, too. `shared`: it may have more than one
+        generation at a time. `window`: the seconds of the run that count. `faulty`: verifiers may be lost, for good, too."""
         network = tier.network
         half = network.round_trip.draw(rng) / 2.0
         up = network.up.draw(rng) if network.up is not None else half
@@ -124,12 +126,15 @@ class Device:
             shared=shared,
             cold_start=tier.cold_start,
             together=profile(tier),
+            confidence=tier.confidence,
         )
         self.tokens = 0
         """Delivered in the window."""
         self.busy = 0.0
         """Seconds of the window with a request under way."""
         self._can_draft = drafts and tier.can_draft
+        self._ahead = ahead
+        self._early = EarlyStop() if tier.confidence is not None else None
         self._window = window
         self._tally = tally
         self._sink = sink
@@ -232,7 +237,9 @@ class Device:
             opening = replace(
                 opening, draft_seconds_per_token=pace.draft_seconds.value, round_trip_seconds=pace.round_trip.value
             )
-            return DraftingSession(opening, link, drafting, self._clock, pace=pace)
+            return DraftingSession(
+                opening, link, drafting, self._clock, pace=pace, ahead=self._ahead, early=self._early
+            )
 
         generation = Generation(opening, session, PATIENCE, self._clock, self._pauses, SILENT)
         opened = 0

@@ -188,6 +188,7 @@ class _Run:
                 tier,
                 _random(own),
                 drafts=self._policy.drafters,
+                ahead=self._policy.ahead,
                 shared=not closed or tier.streams > 1,
                 window=(config.warm_up, config.duration),
                 tally=self._tally,

@@ -11,13 +11,27 @@ from drafter.speculators import Guess
 from scheduler.draft_time import DraftProfile
 from simulator.clock import sleep
 from simulator.text import VOCABULARY, Truth
+from specfleet.core.step import Confidence, StepResult, Stop
 from specfleet.core.types import SamplingParams
 
 GUESSES = tuple(Guess(token) for token in range(VOCABULARY))
 LONGEST_BRANCH = 64
 """Guesses beyond the confirmed text that a drafter may have; more than any policy grants, and than a verifier keeps."""
+OTHERS = 5
+"""Tokens that share what the chosen one leaves, in a confidence."""
 UNREAL = 7
 """What is added to the right token where a guess stands behind a wrong one."""
+
+
+def confident(rate: float, right: bool, distance: float, rng: random.Random) -> Confidence:
+    """A draft model's confidence in a guess: normal in log-odds of the token's probability, `distance` standard deviations
+    higher where the guess is right. Its distribution is that of one likely token and a few even ones."""
+    odds = math.log(min(0.97, max(0.03, rate)) / (1.0 - min(0.97, max(0.03, rate))))
+    chosen = 1.0 / (1.0 + math.exp(-(odds + distance * (float(right) - rate) + rng.gauss(0.0, 1.0))))
+    rest = (1.0 - chosen) / OTHERS
+    entropy = -chosen * math.log(chosen) - (1.0 - chosen) * math.log(rest)
+    spread = abs(math.log(chosen) - math.log(rest)) * math.sqrt(chosen * (1.0 - chosen))
+    return Confidence(chosen, entropy, chosen - rest, spread)
 
 
 class ModelledSpeculator:
@@ -36,10 +50,11 @@ class ModelledSpeculator:
         shared: bool = True,
         cold_start: float = 0.0,
         together: DraftProfile | None = None,
+        confidence: float | None = None,
     ) -> None:
         """`acceptance` by time: the chance that a guess is right, given that those before it are. `shared`: more than one
         generation at a time may draft here. `cold_start`: seconds that the first draft of all takes longer. `together`:
-        seconds per token by how many draft at once, instead of `draft_seconds`."""
+        seconds per token by how many draft at once, instead of `draft_seconds`. `confidence`: see Tier."""
         self.acceptance = acceptance
         self.draft_seconds = draft_seconds
         self.rng = rng
@@ -49,6 +64,7 @@ class ModelledSpeculator:
         """What is left of it."""
         self.machine = asyncio.Lock() if shared and together is None else None
         self.together = together
+        self.confidence = confidence
         self.active = 0
         """Generations that draft just now."""
         self.clock = asyncio.get_running_loop().time
@@ -82,26 +98,58 @@ class ModelledDrafting:
         return self
 
     async def draft(self, text: Sequence[int], count: int) -> list[Guess]:
-        own, truth = self._speculator, self._truth
+        return await self._draft(text, count, None)
+
+    async def draft_until(self, text: Sequence[int], count: int, stop: Stop) -> list[Guess]:
+        return await self._draft(text, count, stop)
+
+    async def _draft(self, text: Sequence[int], count: int, stop: Stop | None) -> list[Guess]:
+        own = self._speculator
+        if own.machine is None:
+            return await self._made(text, count, stop)
+        async with own.machine:
+            return await self._made(text, count, stop)
+
+    async def _made(self, text: Sequence[int], count: int, stop: Stop | None) -> list[Guess]:
+        guesses = self._guesses(text, count)
+        if self._speculator.confidence is not None:
+            guesses = self._confident(guesses, text, stop)
+        await self._work(len(guesses))
+        return guesses
+
+    def _guesses(self, text: Sequence[int], count: int) -> list[Guess]:
+        """What it will say, right up to a point that chance decides."""
+        truth = self._truth
         if truth is None:
             truth = self._truth = Truth(text)  # nothing was guessed yet, so all of it is confirmed
-        if own.machine is None:
-            await self._work(count)
-        else:
-            async with own.machine:
-                await self._work(count)
         end = len(text)
         start = max(truth.start, end - LONGEST_BRANCH)
         tokens = truth.between(start, end + count)
         behind = end - start
         if list(text[start:]) != tokens[:behind]:
             return [GUESSES[(token + UNREAL) % VOCABULARY] for token in tokens[behind:]]
-        right = own.run(count)
+        right = self._speculator.run(count)
         guesses = [GUESSES[token] for token in tokens[behind : behind + right]]
         if right < count:
             guesses.append(GUESSES[(tokens[behind + right] + 1) % VOCABULARY])
             guesses += [GUESSES[(token + UNREAL) % VOCABULARY] for token in tokens[behind + right + 1 :]]
         return guesses
+
+    def _confident(self, guesses: list[Guess], text: Sequence[int], stop: Stop | None) -> list[Guess]:
+        """The same with confidences, up to the one behind which `stop` wants no more. Behind a wrong guess a draft model is as
+        sure of itself as anywhere: what it says next is likely after what it said."""
+        own, truth = self._speculator, self._truth
+        assert truth is not None and own.confidence is not None
+        rate, end, sure = own.acceptance(own.clock()), len(text), []
+        for place, guess in enumerate(guesses, end):
+            right = guess.token == truth.between(place, place + 1)[0]
+            unreal = guess.token == (truth.between(place, place + 1)[0] + UNREAL) % VOCABULARY
+            looks_right = own.rng.random() < rate if unreal else right
+            confidence = confident(rate, looks_right, own.confidence, own.rng)
+            sure.append(Guess(guess.token, confidence=confidence))
+            if stop is not None and stop(StepResult(0, (guess.token,), confidence=confidence)):
+                break
+        return sure
 
     async def _work(self, tokens: int) -> None:
         """The machine's time for so many tokens. Whoever leaves in the middle has drafted what was finished by then."""

@@ -291,6 +291,20 @@ def test_tiers_may_ask_for_texts_of_their_own() -> None:
     assert len(lengths) > 2
 
 
+def test_confident_drafters_stop_early_and_waste_less() -> None:
+    """Where confidence tells right from wrong, fewer drafted tokens are refused, for no fewer tokens."""
+
+    def wasted(**more: float) -> tuple[float, float]:
+        tiers = {"slow": {"count": 3, "draft_seconds": 0.02, "acceptance": 0.6, **more}}
+        found = told(fleet(tiers=tiers, duration=30, workload={"closed_loop": {}, "output_tokens": 200}), "fixed:8")
+        books = found["whole_run"]
+        return books["refused"] / books["drafted"], found["tokens_per_s"]
+
+    (blind, slow), (sure, fast) = wasted(), wasted(confidence=2.0)
+    assert sure < 0.9 * blind
+    assert fast > slow
+
+
 # --- the command -------------------------------------------------------------------------------------------------------
 
 
