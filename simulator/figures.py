@@ -52,7 +52,8 @@ def figures(played: Played, wall_s: float) -> dict[str, Any]:
         },
         "wasted_drafting_s": max(0.0, window.drafting_seconds - used),
         "verifier": {
-            "busy": window.busy_seconds / (seconds * played.verifiers),
+            # A step counts where it ends, so the window's first one may bring a little from before.
+            "busy": min(1.0, window.busy_seconds / (seconds * played.verifiers)),
             "mean_batch": window.step_sequences / window.steps if window.steps else None,
             "step_s": {f"p{share * 100:g}": window.step_seconds.quantile(share) for share in SHARES},
         },
@@ -128,8 +129,8 @@ def costs(played: Played, assumed: Costs) -> dict[str, float | None]:
     """Of the window, under the stated assumptions: GPUs cost the same busy or not, and take more power in a step."""
     window, seconds, cards = played.window, played.seconds, played.gpus
     per_verifier = cards / played.verifiers
-    busy = window.busy_seconds * per_verifier
-    joules = busy * assumed.gpu_watts + max(0.0, seconds * cards - busy) * assumed.gpu_idle_watts
+    busy = min(window.busy_seconds * per_verifier, seconds * cards)
+    joules = busy * assumed.gpu_watts + (seconds * cards - busy) * assumed.gpu_idle_watts
     drafters = window.drafting_seconds * assumed.drafter_watts
     price = assumed.gpu_hour * cards * seconds / 3600.0
     tokens = window.tokens
