@@ -9,6 +9,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 from specfleet.core.config import HostPort, OptionalHostPort, check_trust
 
+NGRAM = "ngram"
+"""What `model` says where there is none."""
+
 
 def _several(value: Any) -> Any:
     """One address may stand in a file without the brackets of a list."""
@@ -22,6 +25,16 @@ class DrafterConfig(BaseModel):
     """Draft model: a folder, a hub id, or ngram for prompt lookup without a model."""
     verifier: Annotated[tuple[HostPort, ...], BeforeValidator(_several)] = ("127.0.0.1:7600",)
     """HOST:PORT of a verifier; of several with one model, each generation goes to one."""
+    speculator: Literal["model", "hybrid"] = "model"
+    """What guesses: the model, or prompt lookup where the text repeats itself and the model elsewhere."""
+    ahead: bool = True
+    """Draft on while verdicts are on their way."""
+    early_stop: bool = True
+    """End a draft where the next guess would not pay, as learnt from verdicts."""
+    state: Path | None = None
+    """Folder where what was learnt of guesses is kept over restarts, a file for each pair of models."""
+    quantize: Literal["int8", "int4"] | None = None
+    """Run the draft model with smaller weights; the text stays the target's own."""
     routing: Literal["jsq", "p2c", "round-robin", "random"] = "p2c"
     """Which of several verifiers: the least loaded, the less loaded of two, in turns, any."""
     listen: HostPort = "127.0.0.1:7700"
@@ -68,6 +81,12 @@ class DrafterConfig(BaseModel):
     """How long running generations may go on after SIGTERM."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe log lines shown."""
+
+    @model_validator(mode="after")
+    def _lookup_has_no_model(self) -> Self:
+        if self.model == NGRAM and (self.speculator != "model" or self.quantize):
+            raise ValueError("--model ngram has no model: leave --speculator and --quantize out, or name a model")
+        return self
 
     @model_validator(mode="after")
     def _trust_is_whole(self) -> Self:

@@ -12,11 +12,13 @@ import uvloop
 from prometheus_client import CollectorRegistry
 
 from drafter.batcher import DraftBatcher
-from drafter.config import DrafterConfig
+from drafter.config import NGRAM, DrafterConfig
+from drafter.early_stop import EarlyStop, state_file
 from drafter.resume import Patience
 from drafter.router import Router
 from drafter.source import Drafter
 from drafter.speculators import Speculator
+from drafter.speculators.hybrid import Hybrid
 from drafter.speculators.ngram import Ngram
 from scheduler import routing
 from specfleet.core.config import describe
@@ -34,7 +36,6 @@ from specfleet.wire.tls import watched_tls
 from specfleet.wire.verification import GrpcVerifierConnection
 
 log = logging.getLogger(__name__)
-NGRAM = "ngram"
 
 
 def run(config: DrafterConfig) -> int:
@@ -71,7 +72,17 @@ async def _serve(config: DrafterConfig) -> int:
         model = await router.agree(tokenizer.vocabulary())
         speculator = _speculator(config, stack)
         patience = Patience(open=config.open_seconds, resume=config.resume_seconds)
-        drafter = Drafter(router, speculator, tokenizer.vocabulary(), time.monotonic, observer, patience)
+        early = _early_stop(config, model.name, stack) if config.early_stop else None
+        drafter = Drafter(
+            router,
+            speculator,
+            tokenizer.vocabulary(),
+            time.monotonic,
+            observer,
+            patience,
+            ahead=config.ahead,
+            early=early,
+        )
         server.add_generation(TextGenerator(drafter, tokenizer, drafter=config.name or address))
         await server.start()
         stop = stop_requested()
@@ -83,6 +94,23 @@ async def _serve(config: DrafterConfig) -> int:
         await stop.wait()
         await server.drain(config.drain_seconds)
     return 0
+
+
+def _early_stop(config: DrafterConfig, target: str, stack: AsyncExitStack) -> EarlyStop:
+    """What is known of this pair's guesses, saved when the daemon ends."""
+    if config.state is None:
+        return EarlyStop()
+    path = state_file(config.state, config.model, target)
+    early = EarlyStop.load(path)
+
+    def save() -> None:
+        try:
+            early.save(path)
+        except OSError as error:
+            log.warning("what was learnt of guesses cannot be saved", extra={"path": str(path), "error": str(error)})
+
+    stack.callback(save)
+    return early
 
 
 def _speculator(config: DrafterConfig, stack: AsyncExitStack) -> Speculator:
@@ -99,14 +127,16 @@ def _speculator(config: DrafterConfig, stack: AsyncExitStack) -> Speculator:
             dtype=config.dtype,
             kv_cache_tokens=config.kv_cache_tokens,
             threads=config.threads or None,
+            quantize=config.quantize,
         )
     )
     stack.callback(engine.shutdown)
-    batcher = DraftBatcher(engine)
+    batcher = DraftBatcher(engine, measure=config.early_stop)
     task = asyncio.create_task(batcher.run())
     task.add_done_callback(_batcher_ended)
     stack.callback(task.cancel)
-    return Model(batcher, engine.model.context_length)
+    model = Model(batcher, engine.model.context_length)
+    return Hybrid(model) if config.speculator == "hybrid" else model
 
 
 def _batcher_ended(task: asyncio.Task[None]) -> None:

@@ -17,9 +17,11 @@ Pure: no clock, no randomness, no I/O but `load` and `save`, which take a path.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -177,6 +179,13 @@ class EarlyStop:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             log.warning("what was learnt of guesses cannot be read", extra={"path": str(path), "error": str(error)})
         return own
+
+
+def state_file(folder: Path, draft: str, target: str) -> Path:
+    """Where what is known of a pair is kept: names of models, with what no file name may hold taken out. Folders of the same
+    name are told apart by a digest of the whole."""
+    names = "--".join(re.sub(r"[^\w.-]+", "-", Path(name).name)[:60] for name in (draft, target))
+    return folder / f"{names}-{hashlib.sha256(f'{draft} {target}'.encode()).hexdigest()[:8]}.json"
 
 
 class Watch:

@@ -28,7 +28,7 @@ class Ledger:
         self._rule = "greedy" if sampling.greedy else "seeded" if sampling.match_rule else "unseeded"
         self._early = early
         self._observer = observer
-        self._record = early.predictor(self._kind(speculator)).typical if early else TYPICAL
+        self._record = early.predictor(self._kind("model")).typical if early else TYPICAL
 
     def drafted(self, guesses: Sequence[Guess], place: int, seconds: float, ahead: bool) -> list[Guess]:
         """Guesses that took `seconds`, the first with `place` others between it and the confirmed text: with their chances.
@@ -47,7 +47,8 @@ class Ledger:
         """What stops a draft behind `place` guesses that are all right with chance `survival`."""
         if self._early is None:
             return None
-        return Watch(self._early.predictor(self._kind(self._speculator)), place, self._record, survival, least)
+        # Only a model's guesses cost time one by one.
+        return Watch(self._early.predictor(self._kind("model")), place, self._record, survival, least)
 
     def settle(self, settled: Settled, trimmed: int) -> None:
         """A verdict's guesses. `trimmed`: how many of the stale ones the verifier had when it left them out."""
@@ -94,13 +95,13 @@ class Ledger:
     def _label(self, guess: Guess, right: bool) -> None:
         if self._early is None or not guess.features:
             return
-        self._early.learn(self._kind(guess.source or self._speculator), guess.features, guess.chance, right)
+        self._early.learn(self._kind(guess.source), guess.features, guess.chance, right)
         self._record = remember(self._record, right)
         self._observer.calibration(self._early.calibration.error)
 
     def _predictor(self, guess: Guess) -> Predictor:
         assert self._early is not None
-        return self._early.predictor(self._kind(guess.source or self._speculator))
+        return self._early.predictor(self._kind(guess.source))
 
     def _kind(self, source: str) -> str:
         return f"{source}-{self._rule}"

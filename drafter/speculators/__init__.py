@@ -19,8 +19,8 @@ class Guess:
     """The distribution it was sampled from, where acceptance by rejection needs it."""
     confidence: Confidence | None = None
     """How sure its speculator was."""
-    source: str = ""
-    """The speculator that made it, where one name covers several."""
+    source: str = "model"
+    """What made it, model or ngram: estimates of one say nothing of the other."""
     features: tuple[float, ...] = ()
     """What its chance was computed from (drafter.early_stop)."""
     chance: float = 1.0

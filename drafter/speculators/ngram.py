@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from drafter.speculators import Guess
-from specfleet.core.step import DraftDistribution
+from specfleet.core.step import Confidence, DraftDistribution
 from specfleet.core.types import SamplingParams
 
 LONGEST = 4
@@ -28,29 +28,38 @@ class Ngram:
 class NgramDrafting:
     """An index from every n-gram of the text to where it last ended, grown as the text grows."""
 
-    def __init__(self, with_q: bool) -> None:
+    def __init__(self, with_q: bool, shortest: int = SHORTEST) -> None:
+        """`shortest`: phrases of fewer tokens count as none."""
         self._with_q = with_q
+        self._shortest = shortest
         self._text: list[int] = []
         self._ends: list[dict[tuple[int, ...], int]] = [{} for _ in range(LONGEST + 1)]
 
     async def draft(self, text: Sequence[int], count: int) -> list[Guess]:
-        return [Guess(token, self._q(token)) for token in self._lookup(text, count)]
+        return self.guess(text, count)
+
+    def guess(self, text: Sequence[int], count: int) -> list[Guess]:
+        """As `draft`, at once."""
+        size, tokens = self._lookup(text, count)
+        # There is no distribution: how long the phrase was is all that says how sure to be.
+        confidence = Confidence(chosen=size / (LONGEST + 1), entropy=0.0, margin=0.0, spread=0.0)
+        return [Guess(token, self._q(token), confidence, Ngram.name) for token in tokens]
 
     async def score(self, text: Sequence[int], count: int) -> int | None:
-        return sum(self._lookup(text[:at], 1) == [text[at]] for at in range(len(text) - count, len(text)))
+        return sum(self._lookup(text[:at], 1)[1] == [text[at]] for at in range(len(text) - count, len(text)))
 
     def close(self) -> None:
         self._text.clear()
 
-    def _lookup(self, text: Sequence[int], count: int) -> list[int]:
-        """What followed the last earlier occurrence of the longest phrase the text ends in."""
+    def _lookup(self, text: Sequence[int], count: int) -> tuple[int, list[int]]:
+        """Length of the longest phrase the text ends in that has occurred before, and what followed it the last time."""
         self._index(text)
-        for size in range(LONGEST, SHORTEST - 1, -1):
+        for size in range(LONGEST, self._shortest - 1, -1):
             end = self._ends[size].get(tuple(text[-size:]), len(text)) if len(text) >= size else len(text)
             # What was indexed before a rollback may lie beyond the text's present end.
             if end < len(text):
-                return self._continue(text, end, count)
-        return []
+                return size, self._continue(text, end, count)
+        return 0, []
 
     @staticmethod
     def _continue(text: Sequence[int], start: int, count: int) -> list[int]:

@@ -26,16 +26,14 @@ def _on_host(logits: torch.Tensor, best: torch.Tensor, chosen: torch.Tensor) -> 
     x = logits.numpy() - best.numpy()[:, None]
     e = np.exp(x)
     z = e.sum(-1)
-    weighted = e * x
-    mean = weighted.sum(-1) / z
-    variance = np.einsum("ij,ij->i", weighted, x) / z - mean * mean
-    # Partitioning in place: where e's values stand matters no more after the chosen ones were read.
     own = e[np.arange(len(e)), chosen.numpy()]
+    mean = np.vecdot(e, x) / z
+    variance = np.vecdot(np.multiply(x, x, out=x), e) / z - mean * mean
+    # In place: where its values stand matters no more.
     e.partition(e.shape[-1] - 2, axis=-1)
     margin = (1.0 - e[:, -2]) / z
-    found: list[list[float]] = np.stack(
-        (own / z, np.log(z) - mean, margin, np.sqrt(np.maximum(variance, 0.0))), 1
-    ).tolist()
+    columns = (own / z, np.log(z) - mean, margin, np.sqrt(np.maximum(variance, 0.0)))
+    found: list[list[float]] = np.stack(columns, 1).tolist()
     return found
 
 

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -38,6 +38,8 @@ class EngineConfig:
     """Room for this many tokens in all sequences together, the prefix cache included."""
     attention: str = "auto"
     """sdpa, varlen, or auto: varlen where it runs."""
+    quantize: str | None = None
+    """int8 or int4, for models that only draft."""
     threads: int | None = None
     """torch's CPU threads; None leaves its default."""
     seed: int | None = None
@@ -78,7 +80,7 @@ class TorchEngine:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         self.config = config
-        self.model = model or load(config.model, config.device, config.dtype, config.attention)
+        self.model = model or load(config.model, config.device, config.dtype, config.attention, config.quantize)
         self.counters = EngineCounters()
         self._pages = PageTable(config.pages)
         scratch = _FIXED_TOKENS // PAGE_SIZE if config.deterministic else 0
@@ -174,7 +176,7 @@ class TorchEngine:
                 going = [at for at in going if not (stops and (stop := stops[at]) and stop(rows[at][-1]))]
                 if not going:
                     break
-                feed = [replace(items[at], tokens=[rows[at][-1].tokens[-1]]) for at in going]
+                feed = [items[at]._replace(tokens=[rows[at][-1].tokens[-1]]) for at in going]
         except BaseException:
             with self._lock:
                 self._roll_back(items, before)

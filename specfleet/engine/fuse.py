@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn.functional import embedding, silu
 
 from specfleet.engine.attention import AttentionContext, Look, paged_attention
+from specfleet.engine.quantize import Int4Linear, Int8Linear, stacked
 
 _PACKED_ROWS = 8
 """Batch size that oneDNN lays the weights out for; measured best or equal for 1 to 64 rows."""
@@ -62,10 +63,8 @@ class PackedLinear(nn.Module):
 
     def __init__(self, *linears: nn.Linear) -> None:
         super().__init__()
-        weight = torch.cat([linear.weight for linear in linears]) if len(linears) > 1 else linears[0].weight
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _PACKED_ROWS)
-        has_bias = linears[0].bias is not None
-        self.bias = torch.cat([linear.bias for linear in linears]).detach() if has_bias else None
+        weight, self.bias = stacked(linears)
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, _PACKED_ROWS)
         self.out_features = weight.shape[0]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -76,28 +75,33 @@ class PackedLinear(nn.Module):
         return _product_sum(x, residual, self.packed, self.bias, "add")
 
 
-def pack_linears(module: nn.Module) -> None:
+Linear = PackedLinear | Int8Linear | Int4Linear
+KINDS: dict[str | None, type[Linear]] = {None: PackedLinear, "int8": Int8Linear, "int4": Int4Linear}
+"""By what a configuration says of quantization."""
+
+
+def pack_linears(module: nn.Module, kind: type[Linear] = PackedLinear) -> None:
     """Replace every plain `nn.Linear` in `module` by a packed one, in place; the old weights are let go of."""
     for name, child in list(module.named_children()):
         if type(child) is nn.Linear:
-            setattr(module, name, PackedLinear(child))
+            setattr(module, name, kind(child))
         else:
-            pack_linears(child)
+            pack_linears(child, kind)
 
 
 class FusedDecoder:
     """A whole Llama-like model as one flat loop over packed tokens: (batch) -> logits of the wanted rows."""
 
-    def __init__(self, module: Any, windows: Sequence[int | None]) -> None:
+    def __init__(self, module: Any, windows: Sequence[int | None], kind: type[Linear] = PackedLinear) -> None:
         """Takes `module`'s weights over: its layers are emptied on the way. `windows`: each layer's sliding window."""
         decoder = module.model
         self.embedding = decoder.embed_tokens.weight
         self.norm = _Norm(decoder.norm)
-        self.head = PackedLinear(module.lm_head)
+        self.head = kind(module.lm_head)
         self.cosines, self.sines = _rope_table(decoder.rotary_emb, module.config.max_position_embeddings)
         self.layers = []
         for layer, window in zip(list(decoder.layers), windows, strict=True):
-            self.layers.append(FusedLayer(layer, window))
+            self.layers.append(FusedLayer(layer, window, kind))
             layer.self_attn = layer.mlp = None  # frees the unpacked weights layer by layer
         module.lm_head = None
 
@@ -117,7 +121,7 @@ class FusedDecoder:
 class FusedLayer:
     """One decoder layer: attention and gated MLP, each behind a norm and added to the residual."""
 
-    def __init__(self, layer: Any, window: int | None) -> None:
+    def __init__(self, layer: Any, window: int | None, kind: type[Linear]) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self.index = attention.layer_idx
         self.look = Look(attention.scaling, window, None)
@@ -126,11 +130,11 @@ class FusedLayer:
         self.rotated_heads = self.query_heads + attention.k_proj.out_features // self.head_dim
         self.attention_norm, self.mlp_norm = _Norm(layer.input_layernorm), _Norm(layer.post_attention_layernorm)
         self.head_norms = (_Norm(attention.q_norm), _Norm(attention.k_norm)) if hasattr(attention, "q_norm") else None
-        self.qkv = PackedLinear(attention.q_proj, attention.k_proj, attention.v_proj)
-        self.out = PackedLinear(attention.o_proj)
+        self.qkv = kind(attention.q_proj, attention.k_proj, attention.v_proj)
+        self.out = kind(attention.o_proj)
         self.gate_size = mlp.gate_proj.out_features
-        self.gate_up = PackedLinear(mlp.gate_proj, mlp.up_proj)
-        self.down = PackedLinear(mlp.down_proj)
+        self.gate_up = kind(mlp.gate_proj, mlp.up_proj)
+        self.down = kind(mlp.down_proj)
 
     def __call__(
         self, x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, context: AttentionContext

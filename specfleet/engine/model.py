@@ -16,10 +16,10 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from specfleet.core.errors import ConfigurationError, ModelLoadError
-from specfleet.engine import attention
+from specfleet.engine import attention, quantize
 from specfleet.engine.attention import AttentionCall, AttentionContext
 from specfleet.engine.batch import Span, StepBatch
-from specfleet.engine.fuse import FusedDecoder, can_fuse, can_pack, pack_linears
+from specfleet.engine.fuse import KINDS, FusedDecoder, can_fuse, can_pack, pack_linears
 from specfleet.engine.kv_pool import KVPool, LayerShape
 
 _PROBE_TOKENS = 24
@@ -47,11 +47,14 @@ class LoadedModel:
     parameters: int
 
 
-def load(model: str, device: str = "cpu", dtype: str = "auto", backend: str = "auto") -> LoadedModel:
+def load(
+    model: str, device: str = "cpu", dtype: str = "auto", backend: str = "auto", bits: str | None = None
+) -> LoadedModel:
     """Load a folder or a Hugging Face id onto `device`.
 
     `dtype`: float32, bfloat16, float16, or auto (float32 on the CPU, else what the checkpoint says). `backend`: sdpa, varlen,
-    or auto (varlen where it runs). Raises ModelLoadError or ConfigurationError, naming the value and the way out.
+    or auto (varlen where it runs). `bits`: int8 or int4, for a model that only drafts. Raises ModelLoadError or
+    ConfigurationError, naming the value and the way out.
     """
     place = resolve_device(device)
     source = resolve_source(model)
@@ -60,7 +63,7 @@ def load(model: str, device: str = "cpu", dtype: str = "auto", backend: str = "a
     parameters = sum(parameter.numel() for parameter in module.parameters())
     dtype_found, config = module.dtype, module.config.get_text_config()
     attention.register()
-    backend, calls, runner = _adapt(module, model, backend, place)
+    backend, calls, runner = _adapt(module, model, backend, place, bits)
     return LoadedModel(
         run=runner,
         name=model,
@@ -164,7 +167,9 @@ def _eos_token_ids(module: Any) -> tuple[int, ...]:
 # Our attention in place of the model's own ---------------------------------------------------------------------------
 
 
-def _adapt(module: Any, model: str, backend: str, device: torch.device) -> tuple[str, list[AttentionCall], Runner]:
+def _adapt(
+    module: Any, model: str, backend: str, device: torch.device, bits: str | None
+) -> tuple[str, list[AttentionCall], Runner]:
     """Switch `module` to our attention and make sure that it computes the same: the back end chosen, the attention calls in
     order of layers, and what runs a batch."""
     if backend != "auto":
@@ -178,7 +183,10 @@ def _adapt(module: Any, model: str, backend: str, device: torch.device) -> tuple
     module.config.get_text_config()._attn_implementation = attention.NAME
     calls = _trace(module, probe)
     _check_windows(module, calls)
-    run = _make_runner(module, [call.window for call in calls])
+    if bits:
+        quantize.check(bits, module)
+    run = _make_runner(module, [call.window for call in calls], bits)
+    tolerance = quantize.TOLERANCE[bits] if bits else 1e-4 if dtype == torch.float32 else 0.05
     for choice in choices:
         pool = KVPool([call.shape for call in calls], 2, dtype, device)
         try:
@@ -192,7 +200,7 @@ def _adapt(module: Any, model: str, backend: str, device: torch.device) -> tuple
             if choice == choices[-1]:
                 raise
         else:
-            _check_same(f"{model!r} ({kind})", expected, found, 1e-4 if dtype == torch.float32 else 0.05)
+            _check_same(f"{model!r} ({kind})", expected, found, tolerance)
             return choice, calls, run
     raise AssertionError("unreachable")
 
@@ -208,12 +216,14 @@ def _probe(run: Runner, tokens: torch.Tensor, pool: KVPool, backend: str) -> tor
     return torch.cat(found)
 
 
-def _make_runner(module: Any, windows: list[int | None]) -> Runner:
+def _make_runner(module: Any, windows: list[int | None], bits: str | None) -> Runner:
     """The fastest way to run `module` here: fused, with packed weights, or as it is."""
     if can_pack(module):
         if can_fuse(module):
-            return FusedDecoder(module, windows)
-        pack_linears(module)
+            return FusedDecoder(module, windows, KINDS[bits])
+        pack_linears(module, KINDS[bits])
+    elif bits:
+        quantize.on_device(bits, module)
     return partial(_run_module, module)
 
 

@@ -14,6 +14,7 @@ from drafter.early_stop import EarlyStop
 from drafter.observer import Observer
 from drafter.source import Drafter
 from drafter.speculators import Speculator
+from drafter.speculators.hybrid import Hybrid
 from drafter.speculators.model import Model
 from drafter.speculators.ngram import Ngram
 from scheduler import Scheduler, SchedulerConfig
@@ -87,11 +88,13 @@ async def fleet(
     engine, draft_engine = engines or fakes
     scheduler = Scheduler(SchedulerConfig(speculation=policy, **scheduling))  # type: ignore[arg-type]
     loop = BatchLoop(engine, scheduler, time.monotonic)
-    model = ModelInfo("fake", len(vocabulary.tokens), vocabulary.digest(), context, eos)
+    target = ModelInfo("fake", len(vocabulary.tokens), vocabulary.digest(), context, eos)
     limits = Limits(kv_tokens=pages * engine.page_size, max_sessions=max_sessions, idle_seconds=5)
-    verifier = Verifier(loop, model, vocabulary, {}, limits, "memory")
+    verifier = Verifier(loop, target, vocabulary, {}, limits, "memory")
     batcher = DraftBatcher(draft_engine)
-    guesser: Speculator = Ngram() if speculator == "ngram" else Model(batcher, 4096)
+    model = Model(batcher, 4096)
+    guessers: dict[str, Speculator] = {"model": model, "ngram": Ngram(), "hybrid": Hybrid(model)}
+    guesser = guessers[speculator]
     connection = MemoryConnection(verifier)
     drafter = Drafter(connection, guesser, vocabulary, time.monotonic, observer, ahead=ahead, early=early)
     tasks = [asyncio.create_task(loop.run()), asyncio.create_task(batcher.run())]
