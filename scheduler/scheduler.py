@@ -159,6 +159,10 @@ class Scheduler:
             record.acceptance.tested(accepted, tested)
         record.draft_seconds.observe(draft_seconds)
 
+    def ready_at(self, session: int) -> float:
+        """Since when it waits for a step."""
+        return self._records[session].ready_at
+
     def close(self, session: int) -> None:
         record = self._records.pop(session, None)
         if record is not None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import replace
 
 from scheduler import ItemOutcome, Outcome, Plan, PlanItem, Refusal, Request, Scheduler
 from specfleet.core.clock import Clock
@@ -181,7 +180,7 @@ class BatchLoop:
     def _commit(
         self, plan: Plan, done: list[tuple[PlanItem, StepItem, StepResult]], start: float, seconds: float
     ) -> None:
-        waits = {record.session: start - record.ready_at for record in self._scheduler}
+        waits = {item.session: start - self._scheduler.ready_at(item.session) for item, _, _ in done}
         outcomes, verdicts = [], []
         for planned, item, result in done:
             session = self._sessions[planned.session]
@@ -216,7 +215,7 @@ class BatchLoop:
                 len(verdict.tokens),
                 waits[session.number],
             )
-            session.outbox.put_nowait(replace(verdict, grant=self._grant(session, grants[session.number])))
+            session.outbox.put_nowait(verdict._replace(grant=self._grant(session, grants[session.number])))
             if session.finished is not None:
                 self._finish(session)
             elif session.outbox.qsize() > MAX_UNREAD:

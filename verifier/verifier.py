@@ -136,7 +136,9 @@ class Verifier:
                     for q in message.q or ():
                         self._check_tokens("distributions", q.token_ids)
                     spent = self._reported("draft_seconds", message.draft_seconds)
-                    self._loop.offer(session, replace(message, draft_seconds=spent))
+                    if spent != message.draft_seconds:
+                        message = message._replace(draft_seconds=spent)
+                    self._loop.offer(session, message)
                 case Close():
                     return
                 case Shadow():

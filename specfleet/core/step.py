@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from specfleet.core.types import SamplingParams
 
@@ -34,8 +34,7 @@ class Confidence:
     """Standard deviation of log q under q, in nats: small both for one sure token and for many equal ones."""
 
 
-@dataclass(frozen=True, slots=True)
-class StepItem:
+class StepItem(NamedTuple):
     """One sequence's share of a step.
 
     `tokens` follow what the sequence has computed. The last `draft` of them are guesses to be verified: the step commits
@@ -59,8 +58,7 @@ class StepItem:
     """Return how sure the model is of the token that it adds."""
 
 
-@dataclass(frozen=True, slots=True)
-class StepResult:
+class StepResult(NamedTuple):
     """What a step did for one item.
 
     `tokens`: the accepted prefix of the draft and then one more, so `accepted + 1` of them (none with `sample=False`).

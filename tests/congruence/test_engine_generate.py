@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -169,7 +168,7 @@ def test_steps_in_a_row_equal_steps_one_by_one(tmp_path: Path) -> None:
     feed = items
     for _ in range(4):
         expected.append(other.step_sync(feed))
-        feed = [replace(i, tokens=r.tokens) for i, r in zip(items, expected[-1], strict=True)]
+        feed = [i._replace(tokens=r.tokens) for i, r in zip(items, expected[-1], strict=True)]
 
     assert [list(row) for row in zip(*expected, strict=True)] == asyncio.run(engine.extend(items, 4))
     engine.shutdown()

@@ -6,7 +6,6 @@ import asyncio
 import math
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from specfleet.core.errors import InternalError, PromptTooLong
 from specfleet.core.step import Confidence, DraftDistribution, StepItem, StepResult, Stop
@@ -114,7 +113,7 @@ class FakeEngine:
             going = [at for at in going if not (stops and (stop := stops[at]) and stop(rows[at][-1]))]
             if not going:
                 break
-            feed = [replace(items[at], tokens=[rows[at][-1].tokens[-1]]) for at in going]
+            feed = [items[at]._replace(tokens=[rows[at][-1].tokens[-1]]) for at in going]
         return rows
 
     def _one(self, item: StepItem) -> StepResult:
