@@ -58,6 +58,14 @@ properties: install  ## 10,000 random histories of the scheduler, 300 worlds by 
 nightly: install  ## 2,000 worlds of crashes, partitions and drains (make test plays 200; SPECFLEET_SEED=N plays one)
 	@SPECFLEET_SEEDS=2000 $(PY) -m pytest tests/simulation/test_faults.py --timeout 7200 -q
 
+.PHONY: fuzz
+fuzz: install  ## hostile messages: by coverage a minute each, by structure 20,000, to live daemons 100,000
+	@.venv/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[fuzz]'
+	@for name in VerifyRequest GenerateRequest VerifyResponse GenerateResponse; do \
+	  echo "== $$name"; $(PY) tests/fuzz/fuzz_wire.py $$name -max_total_time=60 -print_final_stats=1 2>&1 | tail -n 8 || exit 1; done
+	@SPECFLEET_EXAMPLES=20000 $(PY) -m pytest tests/properties/test_fuzz.py --timeout 7200 -q
+	@SPECFLEET_HOSTILE=100000 $(PY) -m pytest tests/integration/test_hostile.py --timeout 7200 -q
+
 .PHONY: soak
 soak: install  ## 32 streams while daemons are killed 20 times (make test: 8 streams, a few times)
 	@SPECFLEET_SOAK=1 $(PY) -m pytest tests/integration/test_survival.py --timeout 3600 -q

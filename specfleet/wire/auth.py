@@ -160,7 +160,7 @@ class Authentication(grpc.aio.ServerInterceptor):
         return wrapped(handler, self._identified)
 
     @asynccontextmanager
-    async def _identified(self, context: Any) -> AsyncIterator[None]:
+    async def _identified(self, _request: Any, context: Any) -> AsyncIterator[None]:
         async with answering(context):
             _caller.set(self._guard.identity(context))
         yield

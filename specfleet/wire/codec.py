@@ -45,6 +45,7 @@ from specfleet.core.types import (
     Usage,
 )
 from specfleet.v1 import common_pb2, generation_pb2, verification_pb2
+from specfleet.wire import limits
 
 _MODE_TO_PROTO = {
     Mode.LOCAL: common_pb2.MODE_LOCAL,
@@ -140,6 +141,7 @@ def _open_from_proto(proto: verification_pb2.Open) -> Open:
             f"{MIN_PROTOCOL_VERSION} to {PROTOCOL_VERSION}; install matching specfleet versions on both sides"
         )
     _check_request_id(proto.request_id)
+    limits.check_open(proto)
     if not proto.prompt_token_ids:
         raise InvalidRequest.field("prompt_token_ids", "is empty, must hold at least one token")
     sampling = sampling_from_proto(proto.sampling)
@@ -449,6 +451,7 @@ def generate_request_to_proto(request: GenerationRequest) -> generation_pb2.Gene
 
 def generate_request_from_proto(proto: generation_pb2.GenerateRequest) -> GenerationRequest:
     """Raises InvalidRequest for what is not well-formed."""
+    limits.check_generate(proto)
     given = proto.WhichOneof("input")
     sampling = sampling_from_proto(proto.sampling)
     return GenerationRequest(

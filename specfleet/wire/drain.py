@@ -47,7 +47,7 @@ class Calls(grpc.aio.ServerInterceptor):
             task.cancel()
 
     @asynccontextmanager
-    async def _counted(self, context: Any, *, awaited: bool) -> AsyncIterator[None]:
+    async def _counted(self, _request: Any, context: Any, *, awaited: bool) -> AsyncIterator[None]:
         task = asyncio.current_task()
         assert task is not None, "gRPC runs every call in a task"
         self._running.add(task)

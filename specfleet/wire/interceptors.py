@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, aclosing
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from typing import Any
 
-Around = Callable[[Any], AbstractAsyncContextManager[Any]]
-"""Given a call's context, what to enter before its handler and to leave after it."""
+import grpc.aio
+from google.protobuf.message import DecodeError
+
+from specfleet.core.errors import InvalidRequest
+from specfleet.wire.status import answering
+
+Around = Callable[[Any, Any], AbstractAsyncContextManager[Any]]
+"""Given a call's request (or their iterator) and context, what to enter before its handler and to leave after it."""
 
 _KINDS = {
     (False, False): "unary_unary",
@@ -28,14 +34,43 @@ def _wrap(behaviour: Callable[..., Any], around: Around) -> Callable[..., Any]:
     if inspect.isasyncgenfunction(behaviour):
 
         async def streaming(request: Any, context: Any) -> AsyncIterator[Any]:
-            async with around(context), aclosing(behaviour(request, context)) as replies:
+            async with around(request, context), aclosing(behaviour(request, context)) as replies:
                 async for reply in replies:
                     yield reply
 
         return streaming
 
     async def single(request: Any, context: Any) -> Any:
-        async with around(context):
+        async with around(request, context):
             return await behaviour(request, context)
 
     return single
+
+
+class Decoding(grpc.aio.ServerInterceptor):
+    """A request whose bytes are no message is its sender's fault, and told so: gRPC would call it INTERNAL."""
+
+    async def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
+        handler = await continuation(details)
+        if handler is None or handler.request_streaming:  # a stream's reader sees the DecodeError
+            return handler
+        decode = handler.request_deserializer
+
+        def attempted(raw: bytes) -> Any:
+            try:
+                return decode(raw)
+            except DecodeError:
+                return _UNDECODABLE
+
+        return wrapped(handler._replace(request_deserializer=attempted), _refused)
+
+
+_UNDECODABLE = object()
+
+
+@asynccontextmanager
+async def _refused(request: Any, context: Any) -> AsyncIterator[None]:
+    async with answering(context):
+        if request is _UNDECODABLE:
+            raise InvalidRequest.field("message", "is none: its bytes cannot be decoded")
+    yield

@@ -19,13 +19,19 @@ from specfleet.wire import generation, verification
 from specfleet.wire.auth import Authentication, Guard, TokenFile
 from specfleet.wire.channel import OPTIONS, check_target
 from specfleet.wire.drain import Calls
+from specfleet.wire.interceptors import Decoding
 from specfleet.wire.tls import ServerCertificate
+
+MAX_CALLS = 4096
+"""Calls at a time, streams that have not opened a session included; more are refused with RESOURCE_EXHAUSTED."""
 
 SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     *OPTIONS,
     # Accept the pings that our clients send (channel.py), even on an idle connection.
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    # Streams of one connection; a drafter has one per generation, and the verifier's own limit comes first.
+    ("grpc.max_concurrent_streams", MAX_CALLS),
     # A port in use is an error, not a second listener.
     ("grpc.so_reuseport", 0),
 )
@@ -50,8 +56,10 @@ class Server:
         self._certificate = certificate
         self._insecure = insecure
         self._calls = Calls()
-        interceptors = (*interceptors, self._calls, Authentication(guard))
-        self._server = grpc.aio.server(interceptors=interceptors, options=SERVER_OPTIONS)
+        interceptors = (*interceptors, self._calls, Authentication(guard), Decoding())
+        self._server = grpc.aio.server(
+            interceptors=interceptors, options=SERVER_OPTIONS, maximum_concurrent_rpcs=MAX_CALLS
+        )
         self._health = health.aio.HealthServicer()
         self._names: list[str] = []
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
