@@ -68,7 +68,7 @@ fuzz: install  ## hostile messages: by coverage a minute each, by structure 20,0
 
 .PHONY: soak
 soak: install  ## 32 streams while daemons are killed 20 times (make test: 8 streams, a few times)
-	@SPECFLEET_SOAK=1 $(PY) -m pytest tests/integration/test_survival.py --timeout 3600 -q
+	@SPECFLEET_SOAK=1 $(PY) -m pytest tests/integration/test_survival.py tests/integration/test_partition.py --timeout 3600 -q
 
 .PHONY: protos
 protos: install  ## regenerate specfleet/v1 from protos/

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -14,14 +15,14 @@ from specfleet.core.errors import ConfigurationError
 
 
 class DaemonProcess:
-    """`specfleet ARGUMENTS…` as a process of its own; what it says is kept in `lines`."""
+    """`specfleet ARGUMENTS…` as a process of its own; what it says is kept in `lines`. `prefix`: a command that runs it."""
 
-    def __init__(self, *arguments: str, env: dict[str, str] | None = None) -> None:
+    def __init__(self, *arguments: str, env: dict[str, str] | None = None, prefix: Sequence[str] = ()) -> None:
         self.arguments = arguments
         self.lines: list[str] = []
         self._said_enough = threading.Event()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "specfleet.cli.main", *arguments],
+            [*prefix, sys.executable, "-m", "specfleet.cli.main", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

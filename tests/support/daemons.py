@@ -20,8 +20,9 @@ ANY_PORT = "127.0.0.1:0"
 class Daemon(DaemonProcess):
     """One process of ours, started without this test's own settings."""
 
-    def __init__(self, *arguments: str) -> None:
-        super().__init__(*arguments, env={key: value for key, value in os.environ.items() if key[:10] != "SPECFLEET_"})
+    def __init__(self, *arguments: str, prefix: Sequence[str] = ()) -> None:
+        env = {key: value for key, value in os.environ.items() if key[:10] != "SPECFLEET_"}
+        super().__init__(*arguments, env=env, prefix=prefix)
 
     @property
     def rss_bytes(self) -> int:
