@@ -38,7 +38,7 @@ PRICE_SHARE = 0.1
 """What a step's new price counts against the old one: prices that jump make step times oscillate."""
 AT_ONCE, BUSY_SHARE = 0.25, 0.05
 """A step that begins within this share of its duration after the last one follows at once; what one step counts."""
-DECISIONS = 64
+DECISIONS = 32
 """Of the verdicts of one step so many are decided anew, the others in their turn: what is believed of a session changes
 over dozens of tokens, and a step of hundreds of sessions should not wait."""
 BETTER = 1.05
@@ -255,6 +255,7 @@ class FairGoodput:
         costs, price, rate, step = self._costs, self.price, record.acceptance.rate, self._costs.step
         busy = self._busy if len(self._view.records) > 1 else 0.0
         gpu = costs.token + costs.context * record.known
+        beyond = rate / (1.0 - rate)
         away = trip
         tokens = survival = 1.0
         best, found = -math.inf, (1, tokens, gpu, trip + step, 0.0)
@@ -263,11 +264,13 @@ class FairGoodput:
             tokens += survival
             gpu += costs.token
             away += draft
-            wait = busy * (math.ceil(away / step) * step - away)
+            wait = busy * (math.ceil(away / step) * step - away) if busy else 0.0
             seconds = away + wait + step
             value = (weight * tokens - price * gpu) / seconds
             if value > best:
                 best, found = value, (length, tokens, gpu, seconds, wait)
+            elif weight * (tokens + survival * beyond) - price * gpu <= best * seconds:
+                break  # all further tokens together would not do
         length, tokens, gpu, seconds, wait = found
         return Offer(ROUNDS[length], tokens, gpu, seconds, 1.0 + wait / step)
 
@@ -288,20 +291,21 @@ class FairGoodput:
         behind = (1.0 / catches_up - 1.0) / (1.0 - rate)
         reach = step / draft - 1.0
         own = costs.token + costs.context * record.known
-        best, found = -math.inf, None
+        best, found, survives = -math.inf, (1, 1.0, own), 1.0
         for length in range(1, LONGEST_STREAM + 1):
             verified = min(float(length), reach)
-            survives = rate**verified
-            ahead = 1.0 / (1.0 - survives)
-            tokens = (behind + ahead * (1.0 - survives * rate) / (1.0 - rate)) / (behind + ahead)
-            gpu = own + costs.token * verified * ahead / (behind + ahead)
+            survives = survives * rate if length <= reach else rate**reach
+            share = 1.0 / (1.0 + behind * (1.0 - survives))  # of steps that are ahead
+            tokens = 1.0 - share + share * (1.0 - survives * rate) / (1.0 - rate)
+            gpu = own + costs.token * verified * share
             value = weight * tokens - self.price * gpu
             if value <= best:
                 break
-            best, found = value, Offer(STREAMS[length], tokens, gpu, step)
+            best, found = value, (length, tokens, gpu)
             if length >= reach:
                 break
-        return found
+        length, tokens, gpu = found
+        return Offer(STREAMS[length], tokens, gpu, step)
 
     def _count(self, held: Holding, sign: float) -> None:
         """Add or take away a session's terms of A, B and U."""
