@@ -109,13 +109,14 @@ class Tier(Section):
     draft_seconds: DrawnPositive = constant(0.01)
     """Seconds per drafted token."""
     together: dict[Count, Positive] = {}
-    """Seconds per token that each of so many texts takes when they are drafted together (a drafting profile of `specfleet
-    profile --drafter`), instead; else a machine drafts one text at a time."""
+    """Instead: seconds per token of each of so many texts drafted together (`specfleet profile --drafter`)."""
     acceptance: DrawnShare = constant(0.7)
     """Chance that a drafted token is accepted, given that those before it were; drawn per drafter."""
+    acceptance_trace: str | None = None
+    """Instead: a file that says of recorded texts which positions a draft model had right (simulator.recorded)."""
     confidence: Seconds | None = None
-    """How well its draft model's confidence tells right guesses from wrong ones: distance of the means of the two, in standard
-    deviations of either. Drafts then end early, as in production; without it nothing is known and nothing ends early."""
+    """How well a draft model's confidence tells right guesses from wrong ones: the distance of their means, in standard
+    deviations. Drafts then end early, as in production; without it nothing does."""
     drift: tuple[tuple[Seconds, float], ...] = ()
     """[seconds, what is added to the acceptance then], linear in between."""
     network: Network = Network()

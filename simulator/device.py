@@ -21,6 +21,7 @@ from simulator.config import Availability, Tier
 from simulator.counters import Row, Tally
 from simulator.faults import KEEPALIVE_SECONDS
 from simulator.links import Link, Way
+from simulator.recorded import Recorded, Text
 from simulator.sites import Site
 from simulator.speculator import ModelledDrafting, ModelledSpeculator
 from simulator.text import Truth
@@ -98,6 +99,7 @@ class Device:
         *,
         drafts: bool,
         ahead: bool,
+        texts: list[Text] | None,
         shared: bool,
         window: tuple[float, float],
         tally: Tally,
@@ -106,8 +108,9 @@ class Device:
         digest: bytes,
         faulty: bool = False,
     ) -> None:
-        """`drafts`: whether anybody does under this policy; `ahead`: of a verdict, too. `shared`: it may have more than one
-        generation at a time. `window`: the seconds of the run that count. `faulty`: verifiers may be lost, for good, too."""
+        """`drafts`: whether anybody does under this policy; `ahead`: of a verdict, too. `texts`: where its guesses are right, if
+        that was recorded. `shared`: it may have more than one generation at a time. `window`: the seconds of the run that
+        count. `faulty`: verifiers may be lost, for good, too."""
         network = tier.network
         half = network.round_trip.draw(rng) / 2.0
         up = network.up.draw(rng) if network.up is not None else half
@@ -134,6 +137,8 @@ class Device:
         """Seconds of the window with a request under way."""
         self._can_draft = drafts and tier.can_draft
         self._ahead = ahead
+        self._texts = texts
+        self._choice = random.Random(rng.getrandbits(64)) if texts else rng
         self._early = EarlyStop() if tier.confidence is not None else None
         self._window = window
         self._tally = tally
@@ -224,7 +229,8 @@ class Device:
             can_draft=self._can_draft,
         )
         truth = Truth(prompt)
-        drafting = ModelledDrafting(self.speculator, truth)
+        recorded = Recorded(self._texts, self._choice) if self._texts else None
+        drafting = ModelledDrafting(self.speculator, truth, recorded)
         links: list[Link] = []
 
         def session(opening: Open) -> DraftingSession:

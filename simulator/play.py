@@ -20,6 +20,7 @@ from simulator.config import Simulation
 from simulator.counters import Row, Tally
 from simulator.device import Device
 from simulator.outages import outage
+from simulator.recorded import read_acceptance
 from simulator.sites import DIGEST, Frontend, Site, build, drafters
 from simulator.traces import Row as TraceRow
 from simulator.traces import read_trace
@@ -181,6 +182,8 @@ class _Run:
     def _devices(self, seeds: np.random.SeedSequence) -> list[Device]:
         config, clock_ = self._config, asyncio.get_running_loop().time
         closed = config.workload.closed_loop is not None
+        named = {tier.acceptance_trace for tier in config.tiers.values() if tier.acceptance_trace}
+        texts = {name: read_acceptance(self._folder / name) for name in sorted(named)}
         return [
             Device(
                 number,
@@ -189,6 +192,7 @@ class _Run:
                 _random(own),
                 drafts=self._policy.drafters,
                 ahead=self._policy.ahead,
+                texts=texts.get(tier.acceptance_trace or ""),
                 shared=not closed or tier.streams > 1,
                 window=(config.warm_up, config.duration),
                 tally=self._tally,

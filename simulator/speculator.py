@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from drafter.speculators import Guess
 from scheduler.draft_time import DraftProfile
 from simulator.clock import sleep
+from simulator.recorded import Recorded
 from simulator.text import VOCABULARY, Truth
 from specfleet.core.step import Confidence, StepResult, Stop
 from specfleet.core.types import SamplingParams
@@ -83,16 +84,19 @@ class ModelledSpeculator:
 class ModelledDrafting:
     """One generation's guesses. It is also a speculator that starts itself, for who wants to know what it drafted."""
 
-    __slots__ = ("_speculator", "_truth", "drafted", "name", "stride")
+    __slots__ = ("_recorded", "_speculator", "_truth", "drafted", "name", "stride")
 
-    def __init__(self, speculator: ModelledSpeculator, truth: Truth | None = None) -> None:
-        """`truth`: the text, for who works it out anyway."""
+    def __init__(
+        self, speculator: ModelledSpeculator, truth: Truth | None = None, recorded: Recorded | None = None
+    ) -> None:
+        """`truth`: the text, for who works it out anyway; `recorded`: where guesses of it are right, instead of by chance."""
         self.name = speculator.name
         self.stride = speculator.stride
         self.drafted = 0
         """Tokens, those included that nobody waited for any more."""
         self._speculator = speculator
         self._truth = truth
+        self._recorded = recorded
 
     def start(self, sampling: SamplingParams) -> ModelledDrafting:
         return self
@@ -128,7 +132,8 @@ class ModelledDrafting:
         behind = end - start
         if list(text[start:]) != tokens[:behind]:
             return [GUESSES[(token + UNREAL) % VOCABULARY] for token in tokens[behind:]]
-        right = self._speculator.run(count)
+        recorded = self._recorded
+        right = self._speculator.run(count) if recorded is None else recorded.run(end - truth.start, count)
         guesses = [GUESSES[token] for token in tokens[behind : behind + right]]
         if right < count:
             guesses.append(GUESSES[(tokens[behind + right] + 1) % VOCABULARY])

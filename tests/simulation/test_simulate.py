@@ -305,6 +305,18 @@ def test_confident_drafters_stop_early_and_waste_less() -> None:
     assert fast > slow
 
 
+def test_recorded_acceptance_is_what_comes_out(tmp_path: Path) -> None:
+    """Three right and one wrong, over and over: every fixed draft of four has three accepted tokens."""
+    (tmp_path / "texts.txt").write_text("1110" * 50)
+    tiers = {"near": {"count": 2, "acceptance_trace": "texts.txt", "draft_seconds": 0.002}}
+    workload = {"closed_loop": {}, "prompt_tokens": 8, "output_tokens": 200}
+    config = checked(fleet(tiers=tiers, workload=workload), tmp_path / "fleet.yaml")
+    found = figures(play(config, policy("fixed:4"), 0, folder=tmp_path), 0.0)
+    assert 0.75 == pytest.approx(found["acceptance_rate"], abs=0.03)
+    assert found["accepted_per_position"][2] > 0.95
+    assert found["accepted_per_position"][3] < 0.02
+
+
 # --- the command -------------------------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from simulator.config import Workload
 from simulator.distributions import parse
+from simulator.recorded import Recorded, read_acceptance
 from simulator.traces import read_trace
 from simulator.workload import Requests, arrivals
 from specfleet.core.errors import ConfigurationError
@@ -121,3 +122,18 @@ def test_bursts_have_both_rates() -> None:
 def test_distributions_have_the_mean_they_say(written_as: Any, mean: float) -> None:
     rng, law = random.Random(5), parse(written_as)
     assert mean == pytest.approx(sum(law.draw(rng) for _ in range(20_000)) / 20_000, rel=0.02)
+
+
+def test_recorded_acceptance_is_played_position_by_position(tmp_path: Path) -> None:
+    (text,) = read_acceptance(written(tmp_path, "texts.txt", "1101\n\n"))
+    one = Recorded([text], random.Random(0))
+    assert [2, 1, 0, 3] == [one.run(position, 8) for position in range(4)]
+    assert 2 == one.run(3, 2)
+    all_right = Recorded(read_acceptance(written(tmp_path, "right.txt", "11")), random.Random(0))
+    assert 9 == all_right.run(1, 9)
+
+
+@pytest.mark.parametrize(("text", "said"), [("10\n12\n", "line 2: is '12', must be 0s and 1s"), ("", "holds no texts")])
+def test_an_unreadable_acceptance_trace_is_named(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        read_acceptance(written(tmp_path, "texts.txt", text))
