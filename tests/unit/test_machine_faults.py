@@ -167,6 +167,22 @@ async def test_a_reader_that_does_not_read_holds_nothing() -> None:
         await one.quiet()
 
 
+@pytest.mark.parametrize("slow", [0, 10])
+@pytest.mark.asyncio
+async def test_readers_that_do_not_read_slow_nobody(slow: int) -> None:
+    """Eight streams take as many steps beside ten of them as beside none (a tenth more at most, for their prefill)."""
+    async with fleet("none", delay=0.001) as one:
+        tasks = [asyncio.create_task(one.verifier.serve(Unread(), f"r{n}")) for n in range(slow)]
+        await asyncio.sleep(0.05)
+        before = len(one.engine.steps)
+        assert [reference([n, 2, 3], 40) for n in range(8)] == await texts(one, 8)
+        assert len(one.engine.steps) - before <= 44
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await one.quiet()
+
+
 @pytest.mark.asyncio
 async def test_a_cancelled_stream_is_in_one_more_step_at_most() -> None:
     """Its pages are free before the step after the one that runs."""

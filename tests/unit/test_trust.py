@@ -14,8 +14,10 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from drafter.config import DrafterConfig
 from specfleet import AsyncClient, AuthenticationFailed, ConfigurationError, ConnectionError_, PermissionDenied, Tls
 from specfleet.core.address import is_loopback
+from specfleet.core.config import load
 from specfleet.core.generation import Event, GenerationRequest
 from specfleet.wire.auth import Guard, TokenFile, caller, hash_of, identity_of, new_token
 from specfleet.wire.channel import Dialer, open_channel
@@ -26,6 +28,7 @@ from specfleet.wire.verification import GrpcVerifierConnection
 from support.generation import Counter
 from support.trust import Certificates, Tokens
 from support.wire import Backend
+from verifier.config import VerifierConfig
 
 
 class Remembering(Counter):
@@ -368,3 +371,24 @@ async def test_insecure_listens_anywhere() -> None:
 def test_without_credentials_the_host_is_who_asks(peer: str, identity: str) -> None:
     """More connections buy nothing, except on this machine, where all have one host."""
     assert identity == identity_of(peer)
+
+
+# --- settings --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"tls_cert": "a"}, "--tls-cert and --tls-key need each other"),
+        ({"tls_key": "a"}, "--tls-cert and --tls-key need each other"),
+        ({"tls_client_ca": "a"}, "--tls-client-ca needs TLS"),
+        ({"allow": ("alice",)}, "--allow needs credentials"),
+    ],
+)
+def test_settings_that_need_others(flags: dict[str, Any], message: str) -> None:
+    """Half a setting is a mistake that would let somebody in, or nobody."""
+    for model, section in ((VerifierConfig, "verifier"), (DrafterConfig, "drafter")):
+        with pytest.raises(ConfigurationError, match=message):
+            load(model, section=section, env={}, flags={"model": "m", **flags})
+    with pytest.raises(ConfigurationError, match="--verifier-cert and --verifier-key"):
+        load(DrafterConfig, section="drafter", env={}, flags={"model": "m", "verifier_key": "k"})
