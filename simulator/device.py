@@ -108,8 +108,8 @@ class Device:
         digest: bytes,
         faulty: bool = False,
     ) -> None:
-        """`drafts`: whether anybody does under this policy; `ahead`: of a verdict, too. `texts`: where its guesses are right, if
-        that was recorded. `shared`: it may have more than one generation at a time. `window`: the seconds of the run that
+        """`drafts`: whether anybody does under this policy; `ahead`: of a verdict, too. `texts`: where its guesses are right,
+        if that was recorded. `shared`: it may have more than one generation at a time. `window`: the seconds of the run that
         count. `faulty`: verifiers may be lost, for good, too."""
         network = tier.network
         half = network.round_trip.draw(rng) / 2.0

@@ -1,7 +1,7 @@
 """Acceptance as it was recorded: which positions of real texts a draft model had right.
 
 A file has a line per text, a digit per position of its output: 1 where the draft model's guess, from the text before it, was
-the target's token. Guesses are right in runs, and about some texts more often than about others: what a single chance cannot say.
+the target's token. Guesses are right in runs, and about some texts more often than about others: no single chance says that.
 """
 
 from __future__ import annotations
