@@ -126,7 +126,7 @@ class Load:
 
 def one_decision() -> float:
     """Median seconds of `decided` alone."""
-    load = Load(200, False, 512)
+    load = Load(20, False, 512)
     load.run(50)
     policy = load.scheduler._speculation
     record = next(iter(load.scheduler))
