@@ -68,7 +68,7 @@ async def _serve(config: VerifierConfig) -> int:
         server.add_generation(TextGenerator(TargetOnly(verifier, caller), tokenizer))
         await server.start()
         batches = asyncio.create_task(loop.run())
-        watchdog = Watchdog(loop, verifier, server.ready, config.step_seconds_limit, time.monotonic)
+        watchdog = Watchdog(loop, verifier, server.ready, config.step_seconds_limit)
         watching = asyncio.create_task(watchdog.run())
         stack.callback(watching.cancel)
         stop = stop_requested()

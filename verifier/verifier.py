@@ -18,6 +18,7 @@ from specfleet.core.errors import (
     PromptTooLong,
     QuotaExceeded,
     SpecfleetError,
+    StreamInterrupted,
     Unavailable,
     UnknownModel,
 )
@@ -158,7 +159,7 @@ class Verifier:
                     await stream.send(message)
             except TimeoutError:
                 limit = self._limits.idle_seconds
-                raise DeadlineExceeded(f"verdicts were not taken for {limit:g} s; read the stream") from None
+                raise StreamInterrupted(f"verdicts were not taken for {limit:g} s; go on behind what came") from None
 
     async def _opened(self, session: Session) -> Opened:
         if session.finished is not None:

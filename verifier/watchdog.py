@@ -6,43 +6,42 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from specfleet.core.clock import Clock
 from verifier.loop import BatchLoop
 from verifier.verifier import Verifier
 
 log = logging.getLogger(__name__)
 
 LOOKS = 4
-"""A step is looked at so many times until it counts as stuck."""
+"""A step that is seen again so many times is stuck."""
 
 
 class Watchdog:
     """While a step lasts longer than `seconds` the verifier is not ready, refuses, and tells everybody to move. Once that step
-    has ended, it is ready again."""
+    has ended, it is ready again.
+
+    It counts its own looks and asks no clock, for when the whole process was stopped for a while no step is to blame.
+    """
 
     def __init__(
-        self,
-        loop: BatchLoop,
-        verifier: Verifier,
-        ready: Callable[[bool], Awaitable[None]],
-        seconds: float,
-        clock: Clock,
+        self, loop: BatchLoop, verifier: Verifier, ready: Callable[[bool], Awaitable[None]], seconds: float
     ) -> None:
         self._loop = loop
         self._verifier = verifier
         self._ready = ready
         self._seconds = seconds
-        self._clock = clock
         self._stuck = False
 
     async def run(self) -> None:
         """Until cancelled."""
+        seen: float | None = None
+        looks = 0
         while True:
             await asyncio.sleep(self._seconds / LOOKS)
             since = self._loop.stepping_since
-            stuck = since is not None and self._clock() - since > self._seconds
-            if stuck != self._stuck:
-                self._stuck = stuck
+            looks = looks + 1 if since is not None and since == seen else 0
+            seen = since
+            if (looks >= LOOKS) != self._stuck:
+                self._stuck = not self._stuck
                 await self._change()
 
     async def _change(self) -> None:

@@ -1,4 +1,4 @@
-"""Stopping without loss: which calls run, waiting for them, and telling those that take too long to move."""
+"""Which calls run: stopping waits for them, and tells those that take too long to move."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from typing import Any
 
 import grpc.aio
 
-from specfleet.core.errors import Unavailable
+from specfleet.core.errors import Overloaded, Unavailable
 from specfleet.wire.interceptors import wrapped
 from specfleet.wire.status import abort
 
 OURS = "/specfleet."
 """Calls of these services are waited for; who watches health or asks for reflection is not."""
+MAX_WATCHERS = 256
+"""Streams of other services at a time. Health answers without credentials: whoever has none must not take all there is."""
 
 
 class Calls(grpc.aio.ServerInterceptor):
@@ -31,7 +33,9 @@ class Calls(grpc.aio.ServerInterceptor):
         handler = await continuation(details)
         if handler is None:
             return None
-        return wrapped(handler, partial(self._counted, awaited=details.method.startswith(OURS)))
+        awaited = details.method.startswith(OURS)
+        around = wrapped(handler, partial(self._counted, awaited=awaited))
+        return around if awaited or not handler.response_streaming else wrapped(around, self._few)
 
     async def finish(self, seconds: float) -> None:
         """Wait until no call of ours runs, `seconds` at most; then end all that are left with Unavailable."""
@@ -45,6 +49,12 @@ class Calls(grpc.aio.ServerInterceptor):
         self._moving = True
         for task in self._running:
             task.cancel()
+
+    @asynccontextmanager
+    async def _few(self, _request: Any, context: Any) -> AsyncIterator[None]:
+        if len(self._running) - len(self._awaited) >= MAX_WATCHERS:
+            await abort(context, Overloaded(f"{MAX_WATCHERS} calls watch this server already", retry_after=1.0))
+        yield
 
     @asynccontextmanager
     async def _counted(self, _request: Any, context: Any, *, awaited: bool) -> AsyncIterator[None]:

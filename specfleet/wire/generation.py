@@ -8,7 +8,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
-from specfleet.core.errors import DeadlineExceeded
+from specfleet.core.errors import StreamInterrupted
 from specfleet.core.generation import MAX_REQUEST_ID, Generator
 from specfleet.v1 import generation_pb2 as pb
 from specfleet.v1 import generation_pb2_grpc as rpc
@@ -36,12 +36,12 @@ class GenerationService(rpc.GenerationServiceServicer):
                     await self._send(context, codec.event_to_proto(event))
 
     async def _send(self, context: Any, message: pb.GenerateResponse) -> None:
-        """Raises DeadlineExceeded for a reader that takes nothing: what waits for it holds memory here and on a verifier."""
+        """Raises StreamInterrupted for a reader that takes nothing: what waits for it holds memory here and on a verifier."""
         try:
             async with asyncio.timeout(self._idle_seconds):
                 await context.write(message)
         except TimeoutError:
-            raise DeadlineExceeded(f"nothing was read for {self._idle_seconds:g} s; read the stream") from None
+            raise StreamInterrupted(f"nothing was read for {self._idle_seconds:g} s; go on behind what came") from None
 
     async def GetModel(  # noqa: N802
         self, request: pb.GenerationServiceGetModelRequest, context: Any

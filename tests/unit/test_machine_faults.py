@@ -5,17 +5,24 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
+import grpc.aio
 import pytest
 
+from specfleet.client.stream import MOVABLE
 from specfleet.core.errors import InternalError, StreamInterrupted, Unavailable
+from specfleet.core.generation import Event, GenerationRequest, Tokens
 from specfleet.core.protocol import Open, Opened, VerifyRequest, VerifyResponse
 from specfleet.core.step import StepItem, StepResult
 from specfleet.core.types import SamplingParams
+from specfleet.v1 import common_pb2, generation_pb2, generation_pb2_grpc
+from specfleet.wire.channel import open_channel
+from specfleet.wire.generation import GenerationService
+from specfleet.wire.status import from_rpc_error
 from support.engine import FakeEngine, reference
 from support.fleet import GREEDY, TABLE, Fleet, fleet
+from support.generation import Counter
 from verifier.loop import MAX_UNREAD
 from verifier.watchdog import Watchdog
 
@@ -103,7 +110,7 @@ async def test_a_stuck_step_turns_readiness_off() -> None:
         told.append(value)
 
     async with fleet("none", engines=(engine, FakeEngine())) as one:
-        watching = asyncio.create_task(Watchdog(one.loop, one.verifier, ready, 0.1, time.monotonic).run())
+        watching = asyncio.create_task(Watchdog(one.loop, one.verifier, ready, 0.1).run())
         assert reference([1, 2], 40) == await one.generate([1, 2])
         engine.gate.clear()
         stream = await one.connection.verify()
@@ -210,3 +217,35 @@ def test_a_line_that_cannot_be_written_is_dropped() -> None:
     )
     with open("/dev/full", "w") as full:  # noqa: PTH123
         assert 0 == subprocess.run([sys.executable, "-c", code], stdout=full, stderr=full, check=False).returncode
+
+
+class Wordy(Counter):
+    """Fills whatever lies between it and its reader."""
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
+        try:
+            while True:
+                yield Tokens((1,), "x" * 100_000)
+        finally:
+            self.closed += 1
+
+
+@pytest.mark.asyncio
+async def test_a_caller_that_takes_nothing_is_ended_and_may_go_on() -> None:
+    """Generate waits so long for its reader and no longer; the generator is closed then, and the error lets it go on."""
+    counter = Wordy()
+    server = grpc.aio.server()
+    generation_pb2_grpc.add_GenerationServiceServicer_to_server(GenerationService(counter, idle_seconds=0.3), server)
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    async with open_channel(address) as channel:
+        sampling = common_pb2.SamplingParams(max_tokens=1, top_p=1.0)
+        call = generation_pb2_grpc.GenerationServiceStub(channel).Generate(
+            generation_pb2.GenerateRequest(prompt="x", sampling=sampling)
+        )
+        await until(lambda: counter.closed == 1)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            while True:
+                await call.read()
+        assert isinstance(from_rpc_error(caught.value), MOVABLE)
+    await server.stop(0.0)

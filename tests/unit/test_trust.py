@@ -22,6 +22,7 @@ from specfleet.core.generation import Event, GenerationRequest
 from specfleet.wire.auth import Guard, TokenFile, caller, hash_of, identity_of, new_token
 from specfleet.wire.channel import Dialer, open_channel
 from specfleet.wire.credentials import Credentials, token_file
+from specfleet.wire.drain import MAX_WATCHERS
 from specfleet.wire.server import Server
 from specfleet.wire.tls import ServerCertificate, watched_tls
 from specfleet.wire.verification import GrpcVerifierConnection
@@ -166,6 +167,22 @@ async def test_health_answers_anybody_and_reflection_does_not(tmp_path: Path) ->
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call.read()
         assert grpc.StatusCode.UNAUTHENTICATED is caught.value.code()
+
+
+@pytest.mark.asyncio
+async def test_watchers_leave_room_for_others(tmp_path: Path) -> None:
+    """Health needs no credentials, so watching it is limited; probes and those with a token notice nothing."""
+    tokens = Tokens(tmp_path / "tokens", "alice")
+    async with guarded(Guard(TokenFile(tokens.path))) as (address, _), open_channel(address) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        watches = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(MAX_WATCHERS)]
+        for watch in watches:
+            await watch.read()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await health.Watch(health_pb2.HealthCheckRequest()).read()
+        assert grpc.StatusCode.RESOURCE_EXHAUSTED is caught.value.code()
+        assert health_pb2.HealthCheckResponse.SERVING == (await health.Check(health_pb2.HealthCheckRequest())).status
+        await ask(address, token=tokens["alice"])
 
 
 @pytest.mark.parametrize(
