@@ -38,8 +38,9 @@ MOST_AHEAD = 48
 """Tokens beyond the confirmed text at most, however far away the verifier is."""
 COALESCE_SECONDS = 0.004
 """Guesses ahead that come faster than this share a message."""
-LEAST_AHEAD, LEAST_AHEAD_NEAR = 0.1, 0.3
-"""Least chance that a branch is right so far, for guesses further ahead. The second is for a verifier nearer than"""
+LEAST_AHEAD, LEAST_AHEAD_NEAR = 0.03, 0.3
+"""Least chance that a branch is right so far, for guesses further ahead: far from the verifier they cost nothing but a late
+start where they were wrong, by half a guess's time. The second is for a verifier nearer than"""
 NEAR_SECONDS = 0.002
 """to there and back: it may well share the drafter's processor, and what it agrees with sooner saves it little."""
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
 from specfleet import AsyncClient, SamplingParams
-from support.daemons import Daemon, fleet, wait_until_empty
+from support.daemons import Daemon, fleet, running, start_drafter, start_verifier, wait_until_empty
 from support.pair import Reference, prompts
 
 POLICIES = ("fixed:1", "fixed:4", "fixed:8", "stream", "none", "random", "fair-goodput")
@@ -74,6 +75,31 @@ def test_text_is_the_targets_own(small_grid: Grid, policy: str) -> None:
         small_grid.check(daemons)
 
 
+DRAFTERS: tuple[tuple[str, ...], ...] = (
+    ("--speculator", "hybrid"),
+    ("--no-ahead",),
+    ("--no-early-stop",),
+    ("--speculator", "hybrid", "--no-ahead", "--no-early-stop"),
+    ("--quantize", "int8"),
+    ("--quantize", "int4", "--speculator", "hybrid"),
+)
+"""What a drafter may do otherwise; the default drafts ahead and ends drafts early."""
+
+
+def check_drafters(grid: Grid, policy: str) -> None:
+    """Every kind of drafter on one verifier."""
+    with ExitStack() as stack:
+        verifier = stack.enter_context(running(start_verifier("--speculation", policy)))
+        started = [start_drafter(verifier, *options) for options in DRAFTERS]
+        grid.check((verifier, *(stack.enter_context(running(drafter)) for drafter in started)))
+
+
+@pytest.mark.parametrize("policy", ["fixed:4", "stream", "random"])
+def test_whatever_the_drafter_does(small_grid: Grid, policy: str) -> None:
+    """Looked up, not ahead, to the last token granted, in fewer bits: the same ids."""
+    check_drafters(small_grid, policy)
+
+
 @pytest.fixture(scope="module")
 def whole_grid() -> Iterator[Grid]:
     yield Grid(64, 64, alone=64)
@@ -86,3 +112,11 @@ def test_whole_grid(whole_grid: Grid, policy: str) -> None:
     """64 prompts of 64 new tokens, each with every policy and drafter, 1 and 16 at a time, greedy and seeded."""
     with fleet("--speculation", policy) as daemons:
         whole_grid.check(daemons)
+
+
+@pytest.mark.lossless
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("policy", ["fixed:4", "fixed:8", "stream", "random", "fair-goodput"])
+def test_whole_grid_whatever_the_drafter_does(whole_grid: Grid, policy: str) -> None:
+    """64 prompts likewise."""
+    check_drafters(whole_grid, policy)

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from drafter.batcher import DraftBatcher
+from drafter.early_stop import EarlyStop
 from drafter.resume import Patience
 from drafter.router import Router
 from drafter.source import Drafter
 from drafter.speculators import Speculator
+from drafter.speculators.hybrid import Hybrid
 from drafter.speculators.model import Model
 from drafter.speculators.ngram import Ngram
 from scheduler import Scheduler, SchedulerConfig, routing
@@ -137,9 +139,12 @@ class DrafterNode:
         self.engine = Engine(rng, world.draft_seconds, rule=drafter_rule(world.rightness), pages=world.draft_pages)
         batcher = DraftBatcher(self.engine)
         self.tasks = [asyncio.create_task(batcher.run())]
-        speculator: Speculator = Ngram() if world.ngram else Model(batcher, CONTEXT)
+        model = Model(batcher, CONTEXT)
+        speculators: dict[str, Speculator] = {"model": model, "ngram": Ngram(), "hybrid": Hybrid(model)}
+        speculator = speculators[world.speculator]
+        early = EarlyStop() if world.early_stop else None
         patience = Patience(open=float(rng.choice([0.0, 10.0])), resume=float(rng.choice([0.5, 60.0])))
-        drafter = Drafter(router, speculator, TABLE, clock, patience=patience, rng=rng)
+        drafter = Drafter(router, speculator, TABLE, clock, patience=patience, rng=rng, ahead=world.ahead, early=early)
         self.generator = TextGenerator(drafter, Letters(), drafter=self.host.name)  # type: ignore[arg-type]
         self.host.up = True
 
@@ -172,7 +177,9 @@ class Settings:
     drafters: int
     users: int
     rightness: int
-    ngram: bool
+    speculator: str
+    ahead: bool
+    early_stop: bool
     pages: int
     draft_pages: int
     max_sessions: int
@@ -195,7 +202,9 @@ class Settings:
             drafters=int(rng.integers(1, 4)),
             users=int(rng.integers(3, 11)),
             rightness=int(rng.integers(0, 11)),
-            ngram=bool(rng.random() < 0.15),
+            speculator=str(one(*["model"] * 5, "ngram", "hybrid")),
+            ahead=bool(rng.random() < 0.75),
+            early_stop=bool(rng.random() < 0.75),
             pages=int(one(1000, 1000, 30, 16)),  # type: ignore[call-overload]
             draft_pages=int(one(1000, 1000, 20)),  # type: ignore[call-overload]
             max_sessions=int(one(100, 100, 4, 2)),  # type: ignore[call-overload]
