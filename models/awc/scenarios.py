@@ -1,6 +1,6 @@
 """Random scenarios, and what a length is worth in them.
 
-The worth is analytic for now (`worth`); a simulator's answer can take its place without anything else changing.
+The worth is analytic here (`worth`); models.awc.simulated asks the simulator, for fewer scenarios.
 """
 
 from __future__ import annotations
