@@ -4,8 +4,8 @@
 
 Workload x network x devices are drawn (models.awc.scenarios, and a pace that requests are to keep); lengths are swept by short
 runs of the production loops on a virtual clock. A length's score is its tokens/s, half of it for requests that keep the pace.
-What `python -m models.awc` wrote is trained further on these, and both are compared on scenarios that neither has seen; --write
-ships the better one. Some minutes on one core; --table keeps the sweep.
+What `python -m models.awc` wrote is trained further on these, and both are compared on scenarios that neither has seen;
+--write ships the better one. Some minutes on one core; --table keeps the sweep.
 """
 
 from __future__ import annotations
