@@ -13,7 +13,7 @@ from specfleet.core.generation import MAX_REQUEST_ID, Generator
 from specfleet.v1 import generation_pb2 as pb
 from specfleet.v1 import generation_pb2_grpc as rpc
 from specfleet.wire import codec
-from specfleet.wire.status import answering
+from specfleet.wire.status import answering, begin
 
 SERVICE = "specfleet.v1.GenerationService"
 IDLE_SECONDS = 60.0
@@ -29,6 +29,7 @@ class GenerationService(rpc.GenerationServiceServicer):
         # An id beyond its limit is refused below, and does not fit into the refusal either.
         request_id = request.request_id[:MAX_REQUEST_ID] or uuid.uuid4().hex
         async with answering(context, request_id):
+            await begin(context)
             asked = replace(codec.generate_request_from_proto(request), request_id=request_id)
             # Closing at once, not when the garbage collector comes by: a cancelled call frees its pages within one step.
             async with aclosing(self._generator.generate(asked)) as events:  # type: ignore[type-var]

@@ -171,6 +171,12 @@ async def answering(context: grpc.aio.ServicerContext[Any, Any], request_id: str
         await abort(context, errors.InternalError(message, request_id=request_id))
 
 
+async def begin(context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    """Send the headers of a stream. gRPC would send them with the first message, and once more with an error that comes while
+    that one is on its way; the second time fails, and the caller never gets the error."""
+    await context.send_initial_metadata(())
+
+
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: SpecfleetError) -> None:
     """End a call with the status and details of `error`. Raises AbortError, for grpc to see."""
     await context.abort(row_of(error).grpc, clipped(error.message), to_trailers(error))

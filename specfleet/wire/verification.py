@@ -20,7 +20,7 @@ from specfleet.wire import codec
 from specfleet.wire.auth import caller
 from specfleet.wire.channel import Dialer
 from specfleet.wire.credentials import PLAIN, Credentials
-from specfleet.wire.status import answering, from_rpc_error, from_status
+from specfleet.wire.status import answering, begin, from_rpc_error, from_status
 
 SERVICE = "specfleet.v1.VerificationService"
 PIECE_BYTES = 1024 * 1024
@@ -50,6 +50,7 @@ class VerificationService(rpc.VerificationServiceServicer):
 
     async def Verify(self, request_iterator: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:  # noqa: N802
         async with answering(context):
+            await begin(context)
             await self._backend.serve(_GrpcServerStream(context), caller())
 
     async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:  # noqa: N802

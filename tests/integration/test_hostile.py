@@ -90,14 +90,17 @@ def attack(rng: random.Random, digest: bytes) -> Attack:
 
 
 async def answer(channel: grpc.aio.Channel, one: Attack) -> str:
-    """The status that ended the call; ALIVE for one that got a message, and is then cancelled."""
+    """The status that ended the call; ALIVE for one that got messages, and is then cancelled."""
     while True:
         call = channel.stream_stream(one.method)(timeout=60)
         try:
             for frame in one.frames:
                 await call.write(frame)
             await call.done_writing()
-            if await call.read() is not grpc.aio.EOF:
+            for _ in range(20):
+                if await call.read() is grpc.aio.EOF:
+                    break
+            else:
                 call.cancel()
                 return "ALIVE"
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):

@@ -390,6 +390,26 @@ async def test_a_malformed_message_ends_its_stream_typed(raw: bytes, caplog: pyt
 
 
 @pytest.mark.asyncio
+async def test_an_error_beside_the_first_message_arrives(caplog: pytest.LogCaptureFixture) -> None:
+    """A session's reader may find an error while its writer is just sending the first message."""
+
+    async def both(stream: ServerStream) -> None:
+        writing = asyncio.create_task(stream.send(finished(1)))
+        await asyncio.sleep(0)
+        writing.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
+        raise InvalidRequest("wrong")
+
+    async with connected(Backend(both)) as connection:
+        for _ in range(50):
+            stream = await connection.verify()
+            with pytest.raises(InvalidRequest, match="wrong"):
+                while True:
+                    await stream.receive()
+    assert [] == [one for one in caplog.records if one.levelno >= logging.ERROR]
+
+
+@pytest.mark.asyncio
 async def test_a_refusal_that_echoes_a_huge_value_arrives() -> None:
     """An error text far beyond what headers carry is shortened, and still typed."""
 
