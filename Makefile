@@ -67,8 +67,9 @@ fuzz: install  ## hostile messages: by coverage a minute each, by structure 20,0
 	@SPECFLEET_HOSTILE=100000 $(PY) -m pytest tests/integration/test_hostile.py --timeout 7200 -q
 
 .PHONY: soak
-soak: install  ## 32 streams while daemons are killed 20 times (make test: 8 streams, a few times)
+soak: install  ## 32 streams while daemons are killed 20 times, partitions, 20 minutes of mixed load (make test: less of each)
 	@SPECFLEET_SOAK=1 $(PY) -m pytest tests/integration/test_survival.py tests/integration/test_partition.py --timeout 3600 -q
+	@SPECFLEET_SOAK_SECONDS=1200 $(PY) -m pytest tests/integration/test_soak.py --timeout 3600 -q -s
 
 .PHONY: protos
 protos: install  ## regenerate specfleet/v1 from protos/
