@@ -28,8 +28,9 @@ up: install  ## the demo's fleet, left running, with Prometheus where it is inst
 	@.venv/bin/specfleet demo --stay
 
 .PHONY: test
-test: install  ## the whole suite
-	@$(PY) -m pytest
+test: install  ## the whole suite: what needs no daemons on both cores, then the rest
+	@OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 --ignore tests/integration
+	@$(PY) -m pytest tests/integration
 
 .PHONY: lossless
 lossless: install  ## the whole losslessness grids (long)
