@@ -31,7 +31,8 @@ class Confidence:
     margin: float
     """q of the likeliest token less that of the second."""
     spread: float
-    """Standard deviation of log q under q, in nats: small both for one sure token and for many equal ones."""
+    """-log sum q^2, in nats: the logarithm of how many tokens it hesitates between, the unlikely ones hardly counted (Rényi's
+    entropy of order 2)."""
 
 
 class StepItem(NamedTuple):

@@ -58,7 +58,8 @@ class Chooser:
                 distributions |= self._from_support(members, truncation, logits, targets)
             elif kind == "reject":
                 rejected.append((members, *self._reject(members, truncation, logits)))
-        finite = [math.isfinite(value) for value in best.tolist()]  # the largest is NaN if any is
+        largest = best.tolist()
+        finite = [math.isfinite(value) for value in largest]  # the largest is NaN if any is
         if not all(finite):
             bad = [str(c.item.sequence) for c in choices if not all(finite[c.rows.start : c.rows.stop])]
             raise InternalError(f"the model's logits are not finite for sequences {', '.join(bad)}")
@@ -74,7 +75,7 @@ class Chooser:
             for choice, count, token in zip(members, accepted.tolist(), last.tolist(), strict=True):
                 outcomes[choice.first_row] = (count, [*choice.draft[:count], token])
         logprobs = self._logprobs(choices, outcomes, logits)
-        sure = self._confidences(choices, logits, best, targets)
+        sure = self._confidences(choices, logits, largest, tokens)
         return [
             StepResult(
                 accepted=outcomes[c.first_row][0],
@@ -139,15 +140,14 @@ class Chooser:
 
     @staticmethod
     def _confidences(
-        choices: Sequence[Choice], logits: torch.Tensor, best: torch.Tensor, targets: torch.Tensor
+        choices: Sequence[Choice], logits: torch.Tensor, best: Sequence[float], tokens: Sequence[int]
     ) -> dict[int, Confidence]:
         """How sure the model is of each token that an item without a draft adds, by its row, where asked for."""
         rows = [c.first_row for c in choices if c.item.want_confidence]
         if not rows:
             return {}
-        if len(rows) < len(logits):
-            logits, best, targets = logits[rows], best[rows], targets[rows]
-        return dict(zip(rows, confidences(logits, best, targets), strict=True))
+        wanted = logits if len(rows) == len(logits) else logits[rows]
+        return dict(zip(rows, confidences(wanted, [best[n] for n in rows], [tokens[n] for n in rows]), strict=True))
 
     def _rows(self, members: Iterable[Choice]) -> torch.Tensor:
         return torch.tensor([row for choice in members for row in choice.rows], device=self.device)

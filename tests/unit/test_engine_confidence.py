@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from specfleet.core.step import StepItem, StepResult
+from specfleet.core.step import Confidence, StepItem, StepResult
 from specfleet.core.types import SamplingParams
-from specfleet.engine.confidence import _on_device, _on_host
+from specfleet.engine.confidence import _on_device, confidences
 from specfleet.engine.engine import EngineConfig, TorchEngine
 from support.pair import DRAFT
 
@@ -20,27 +20,29 @@ GREEDY = SamplingParams(temperature=0.0)
 def test_the_figures_are_what_they_say() -> None:
     """Probability of the chosen, entropy, margin and spread of each row, by either way, as plain sums have it."""
     logits = torch.from_numpy(np.random.default_rng(1).normal(0.0, 3.0, (5, 300)).astype(np.float32))
-    chosen = torch.tensor([3, 0, 299, 17, 17])
-    best = logits.max(-1).values
-    for measure in (_on_host, _on_device):
+    chosen = [3, 0, 299, 17, int(logits[4].argmax())]
+    for measure in (confidences, _on_device):
         for row, token, found in zip(
-            logits.double().tolist(), chosen.tolist(), measure(logits, best, chosen), strict=True
+            logits.double().tolist(), chosen, measure(logits, logits.max(-1).values.tolist(), chosen), strict=True
         ):
             total = math.fsum(math.exp(x) for x in row)
             q = [math.exp(x) / total for x in row]
-            logs = [math.log(one) for one in q]
-            entropy = -math.fsum(a * b for a, b in zip(q, logs, strict=True))
-            spread = math.sqrt(math.fsum(a * (b + entropy) ** 2 for a, b in zip(q, logs, strict=True)))
+            entropy = -math.fsum(one * math.log(one) for one in q)
             first, second = sorted(q)[-1], sorted(q)[-2]
-            assert [q[token], entropy, first - second, spread] == pytest.approx(found, abs=1e-4)
+            spread = -math.log(math.fsum(one * one for one in q))
+            figures = [found.chosen, found.entropy, found.margin, found.spread]
+            assert [q[token], entropy, first - second, spread] == pytest.approx(figures, abs=1e-4)
 
 
 def test_a_certain_row_is_no_error() -> None:
-    """All weight on one token: no entropy, no spread, nothing that is not a number."""
+    """All weight on one token: no entropy, no spread, nothing that is not a number. On two that tie: no margin."""
     logits = torch.full((1, 50), -1e4)
     logits[0, 7] = 1e4
-    for measure in (_on_host, _on_device):
-        assert [[1.0, 0.0, 1.0, 0.0]] == measure(logits, logits.max(-1).values, torch.tensor([7]))
+    for measure in (confidences, _on_device):
+        assert [Confidence(1.0, 0.0, 1.0, 0.0)] == measure(logits, [1e4], [7])
+    logits[0, 9] = 1e4
+    for measure in (confidences, _on_device):
+        assert 0.0 == measure(logits, [1e4], [7])[0].margin == measure(logits, [1e4], [3])[0].margin
 
 
 def test_an_engine_says_how_sure_it_is_and_stops_single_drafts() -> None:
