@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import grpc
@@ -14,6 +14,7 @@ import grpc.aio
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from specfleet.observability.registry import SECONDS
+from specfleet.wire.interceptors import wrapped
 
 LABELS = ("grpc_service", "grpc_method")
 
@@ -35,33 +36,10 @@ class GrpcServerMetrics(grpc.aio.ServerInterceptor):
         if handler is None:
             return None
         _, service, method = details.method.split("/")
-        kind = {
-            (False, False): "unary_unary",
-            (False, True): "unary_stream",
-            (True, False): "stream_unary",
-            (True, True): "stream_stream",
-        }[handler.request_streaming, handler.response_streaming]
-        return handler._replace(**{kind: self._wrap(getattr(handler, kind), service, method)})
+        return wrapped(handler, partial(self._counted, service, method))
 
-    def _wrap(self, behaviour: Callable[..., Any], service: str, method: str) -> Callable[..., Any]:
-        if inspect.isasyncgenfunction(behaviour):
-
-            async def streaming(request: Any, context: Any) -> AsyncIterator[Any]:
-                with self._counted(context, service, method):
-                    async with aclosing(behaviour(request, context)) as replies:
-                        async for reply in replies:
-                            yield reply
-
-            return streaming
-
-        async def single(request: Any, context: Any) -> Any:
-            with self._counted(context, service, method):
-                return await behaviour(request, context)
-
-        return single
-
-    @contextmanager
-    def _counted(self, context: Any, service: str, method: str) -> Iterator[None]:
+    @asynccontextmanager
+    async def _counted(self, service: str, method: str, _request: Any, context: Any) -> AsyncIterator[None]:
         self._started.labels(service, method).inc()
         start = time.monotonic()
         code = "OK"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -120,6 +121,11 @@ def test_nobody_else_gets_in(secured: Secured, tmp_path: Path) -> None:
             assert error is type(caught.value)
             assert token not in str(caught.value)
     wait_until_empty(secured.verifier)
+    for code, least in (("UNAUTHENTICATED", 3), ("PERMISSION_DENIED", 1)):
+        assert secured.verifier.metric("grpc_server_handled_total", grpc_code=code) >= least
+    with urllib.request.urlopen(f"http://{secured.verifier.said('metrics')}/metrics", timeout=10) as reply:
+        exported = reply.read().decode()
+    assert not [secret for secret in secured.verifier_tokens.tokens.values() if secret in exported]
 
 
 def test_a_certificate_for_another_name(secured: Secured) -> None:

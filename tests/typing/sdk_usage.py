@@ -15,6 +15,7 @@ from specfleet import (
     SamplingParams,
     SpecfleetError,
     Speculation,
+    Tls,
     Tokens,
     Usage,
     __version__,
@@ -39,7 +40,7 @@ def blocking() -> Iterator[str]:
 
 
 async def asynchronous() -> None:
-    async with AsyncClient(["a:1", "b:2"], token=lambda: "t") as client:
+    async with AsyncClient(["a:1", "b:2"], token=lambda: "t", tls=lambda: Tls.from_files("ca.pem")) as client:
         assert_type(await client.generate([1, 2, 3]), Reply)
         async with client.stream("x") as stream:
             async for event in stream:
@@ -53,6 +54,7 @@ def errors(error: SpecfleetError) -> None:
 
 
 def mistakes(client: Client) -> None:
+    Client("a:1", tls="ca.pem")  # type: ignore[arg-type]
     client.generate("x", max_token=64)  # type: ignore[call-arg]
     client.generate("x", max_tokens="64")  # type: ignore[arg-type]
     client.generate(3)  # type: ignore[arg-type]
