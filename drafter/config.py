@@ -28,7 +28,7 @@ class DrafterConfig(BaseModel):
     speculator: Literal["model", "hybrid"] = "model"
     """What guesses: the model, or prompt lookup where the text repeats itself and the model elsewhere."""
     ahead: bool = True
-    """Draft on while verdicts are on their way."""
+    """In ROUND, too, draft on while verdicts are on their way."""
     early_stop: bool = True
     """End a draft where the next guess would not pay, as learnt from verdicts."""
     state: Path | None = None

@@ -59,8 +59,8 @@ class DraftingSession:
         ahead: bool = False,
         early: EarlyStop | None = None,
     ) -> None:
-        """`ahead`: draft on while the verdict of a ROUND is on its way, and in STREAM beyond what one step may verify.
-        `early`: what is known of guesses; None to draft whatever was granted."""
+        """`ahead`: draft on while the verdict of a ROUND is on its way, as STREAM always does. `early`: what is known of
+        guesses; None to draft whatever was granted."""
         self._pace = pace or Pace()
         self._ahead = ahead
         self._early = early
@@ -235,8 +235,6 @@ class DraftingSession:
     def _bound(self, grant: Grant) -> int:
         """How far beyond the confirmed text to guess: what one step may verify and the token it adds, and what is guessed
         while messages are on their way and the step is run. Without the latter whoever is far away would wait."""
-        if not self._ahead:
-            return grant.length
         lead = self._pace.lead if grant.mode is Mode.STREAM else self._pace.round_lead
         return min(MOST_AHEAD, grant.length + 1 + (lead or grant.length))
 
