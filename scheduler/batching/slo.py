@@ -6,13 +6,14 @@ that can still be met would break it, so nothing is added that makes the step so
 as well. In this order sessions are taken:
 
 1. the one that has waited longest, once it has waited STARVED steps: so everybody is served in the end
-2. those that cannot wait for another step, earliest due first
+2. those that cannot wait for another step, earliest due first, with their drafts
 3. the others, token by token, by value: the chance that it counts, weighted by the gradient of the identity's log goodput;
    per second that it takes, where time is short. So identities are served in turn, whatever their number of streams
-4. prefill, in the time, tokens and pages that are left, of which drafts take none that it could use
+4. prefill, in the time, tokens and pages that are left; half of a step's tokens are kept for it while somebody waits
 
-While somebody who could keep its pace is late, sessions that are ahead of theirs stand back (pacing). A step is never empty
-while anybody is ready: what all that leaves out comes in at the end if nothing else has.
+While somebody who could keep its pace is late, or waits for a first token that was promised, sessions that are ahead of their
+pace stand back (pacing). A step is never empty while anybody is ready: what all that leaves out comes in at the end if nothing
+else has.
 
 After WISP (arXiv 2601.11652) and AdaServe's required progress; pacing and the shared price of time are ours.
 """
@@ -40,7 +41,7 @@ CATCHING_UP = 1.15
 PROBE = 16
 OWN = -1
 """Place of who stands for a token of its own, not for a drafted one."""
-PREFILL_SHARE = 4
+PREFILL_SHARE = 2
 """One in so many of a step's tokens is kept for prefill while somebody waits for it."""
 
 
@@ -61,7 +62,8 @@ class Slo:
         step.take_required(required)
         if budget.items and self._asks(step, required):
             return
-        pacing = any(step.late(record) for record in soon)
+        newcomers = any(record.due < math.inf for record in ready.prefills.values())
+        pacing = newcomers or any(step.late(record) for record in soon)
         step.take_in_turn(ready, pacing)
         if not budget.items:
             step.take_anything(ready)
@@ -154,15 +156,14 @@ class Turns:
         return None, 0.0
 
 
-def kept_for_prefill(prefills: Iterable[SessionRecord], others: int, tokens: int) -> int:
-    """Tokens of the step that verification leaves to prefill: whoever waits for a first token comes before anybody's draft,
-    and has a share of the step even where everybody's own tokens would fill it."""
+def kept_for_prefill(prefills: Iterable[SessionRecord], tokens: int) -> int:
+    """Tokens of the step that verification leaves to prefill: whoever waits for a first token has a share of each step."""
     wanted = 0
     for record in prefills:
         wanted += record.behind
         if wanted >= tokens:
             break
-    return max(min(wanted, -(-tokens // PREFILL_SHARE)), min(wanted, tokens - others))
+    return min(wanted, -(-tokens // PREFILL_SHARE))
 
 
 class Step:
@@ -194,7 +195,7 @@ class Step:
     def take_starved(self, oldest: SessionRecord) -> None:
         """Whoever has waited longest goes first once it was too long, whatever else is due."""
         if self._now - oldest.ready_at > STARVED * self._typical:
-            self.take(oldest, draft=0)
+            self.take(oldest)
 
     def limit_by(self, soon: Sequence[SessionRecord], later: float) -> None:
         """The earliest time due that this step can still meet. `soon` are those due first, the next one is due `later`."""
@@ -230,8 +231,7 @@ class Step:
             # Where time is short, what a token takes of it counts, too.
             return weight / self._cost(record, 1) if limited else weight
 
-        decodes = sum(map(len, ready.decodes.values()))
-        spare = kept_for_prefill(ready.prefills.values(), decodes, self._budget.tokens)
+        spare = kept_for_prefill(ready.prefills.values(), self._budget.tokens)
         for record, tokens in Turns(ready.decodes, worth).share_out(self._budget.tokens - spare):
             self.take(record, spare, tokens - 1)
         for record in ready.prefills.values():
@@ -251,18 +251,15 @@ class Step:
         return self._budget.tokens <= 0 or self._end + self._token > self._limit
 
     def take_required(self, required: Sequence[SessionRecord]) -> None:
-        """Those that cannot wait. A token of their own they all have, whatever it breaks: leaving some out would cost them a
-        whole step more. Drafts and prefill only as far as the others' tokens leave time."""
-        owed = sum(self._cost(record, 1) for record in required if not record.prefilling)
-        limit = self._limit
+        """Those that cannot wait, with their drafts, whatever it breaks: leaving some out would cost them a whole step more,
+        and tokens without the draft cost more than with it. Prefill as far as they leave time."""
+        limit, self._limit = self._limit, math.inf
         for record in required:
             if not record.prefilling:
-                owed -= self._cost(record, 1)
-            self._limit = limit - owed
-            if not self.take(record) and not record.prefilling:
-                self._limit = math.inf
-                self.take(record, draft=0)
+                self.take(record)
         self._limit = limit
+        for record in required:
+            self.take(record)
 
     def take(self, record: SessionRecord, spare: int = 0, draft: int | None = None) -> bool:
         """Take a session, or the chunk of its prefill that fits, if nobody's deadline breaks by it."""

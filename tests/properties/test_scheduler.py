@@ -273,8 +273,8 @@ def test_nobody_starves(
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(data=st.data(), count=st.integers(1, 12), now=st.floats(0.0, 1.0))
 def test_no_addition_breaks_a_deadline_that_could_be_met(data: st.DataObject, count: int, now: float) -> None:
-    """Under `slo`, with pages and tokens enough: whoever would have its token in time beside the tokens of all others that
-    have a due time is not made late by drafts, prefill or anybody else, unless somebody had waited too long already."""
+    """Under `slo`, with pages and tokens enough: whoever would have its token in time beside all others that decode and have
+    a due time, drafts included, is not made late by prefill or anybody else, unless somebody had waited too long already."""
     profile = StepProfile(0.01, data.draw(st.floats(1e-5, 5e-3)), 1e-7, 1e-8)
     one = Scheduler(SchedulerConfig(speculation="stream:8", classes=CLASSES, max_step_tokens=4096, profile=profile))
     for session in range(count):
@@ -298,7 +298,9 @@ def test_no_addition_breaks_a_deadline_that_could_be_met(data: st.DataObject, co
     whole = end((item.tokens, records[item.session].computed) for item in plan.items)
     if now - min(record.ready_at for record in records.values()) > STARVED * 0.01:
         return
-    promised = {n: (1, one.computed) for n, one in records.items() if one.behind == 1 and one.due < math.inf}
+    promised = {
+        n: (1 + one.offered, one.computed) for n, one in records.items() if one.behind == 1 and one.due < math.inf
+    }
     for session, record in records.items():
         if end(({session: (record.behind, record.computed)} | promised).values()) <= record.due:
             assert whole <= record.due + 1e-6
