@@ -159,7 +159,7 @@ def test_hostile_messages_disturb_nobody() -> None:
         assert min(await asyncio.gather(*streams)) >= 1
         return found
 
-    with fleet("--speculation", "fixed:4", drafters=["ngram"]) as (verifier, drafter):
+    with fleet("--speculation", "fixed:4", "--draft-wait-seconds", "0.02", drafters=["ngram"]) as (verifier, drafter):
         before = [daemon.rss_bytes for daemon in (verifier, drafter)]
         found = asyncio.run(main(verifier, drafter))
         for (name, code), count in sorted(found.items()):
