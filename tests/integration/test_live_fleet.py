@@ -18,9 +18,9 @@ def sides() -> dict[str, Sides]:
 
 @pytest.mark.parametrize("name", ["none", "fixed:4"])
 def test_simulated_speed_is_of_the_live_ones_order(sides: dict[str, Sides], name: str) -> None:
-    """Tokens/s and TPOT within a factor of 4: other jobs' load is not modelled, and may come between the two."""
-    assert 0.25 < sides[name].ratio("tokens_per_s") < 4.0
-    assert 0.25 < sides[name].ratio("tpot_s", "p50") < 4.0
+    """Tokens/s and TPOT within a factor of 10: other jobs' load is not modelled, and may come between the two."""
+    assert 0.1 < sides[name].ratio("tokens_per_s") < 10.0
+    assert 0.1 < sides[name].ratio("tpot_s", "p50") < 10.0
 
 
 def test_simulated_acceptance_is_the_live_one(sides: dict[str, Sides]) -> None:
