@@ -38,6 +38,10 @@ class StepBudget:
             feed = min(feed, chunk)
         return feed > 0 and self._take(record, feed, 0, feed == behind)
 
+    def fits(self, record: SessionRecord) -> bool:
+        """Whether there are pages for all that it waits to have computed."""
+        return self._room(record) >= record.known - record.computed
+
     def _room(self, record: SessionRecord) -> int:
         """Tokens that fit into the session's last page and the free ones."""
         held = -(-record.computed // self._page_size)

@@ -12,7 +12,8 @@ as well. In this order sessions are taken:
 4. prefill, in the time, tokens and pages that are left; half of a step's tokens are kept for it while somebody waits
 
 While somebody who could keep its pace is late, or waits for a first token that was promised, sessions that are ahead of their
-pace stand back (pacing). A step is never empty while anybody is ready: what all that leaves out comes in at the end if nothing
+pace stand back (pacing); not for those for whom there are no pages, which time does not help. A prompt is begun only if there
+are pages for all of it. A step is never empty while anybody is ready: what all that leaves out comes in at the end if nothing
 else has.
 
 After WISP (arXiv 2601.11652) and AdaServe's required progress; pacing and the shared price of time are ours.
@@ -62,8 +63,8 @@ class Slo:
         step.take_required(required)
         if budget.items and self._asks(step, required):
             return
-        newcomers = any(record.due < math.inf for record in ready.prefills.values())
-        pacing = newcomers or any(step.late(record) for record in soon)
+        newcomers = any(record.due < math.inf and budget.fits(record) for record in ready.prefills.values())
+        pacing = newcomers or any(step.late(record) and budget.fits(record) for record in soon)
         step.take_in_turn(ready, pacing)
         if not budget.items:
             step.take_anything(ready)
@@ -181,6 +182,7 @@ class Step:
         self._limit = math.inf
         """When it must have ended."""
         self._taken: set[int] = set()
+        self._anything = False
 
     @property
     def limited(self) -> bool:
@@ -268,7 +270,9 @@ class Step:
         behind = record.known - record.computed
         if behind > 1:
             chunk = self._chunk(record, behind)
-            if chunk <= 0 or not self._budget.prefill(record, chunk):
+            if chunk <= 0 or not (self._anything or self._budget.fits(record)):
+                return False  # half a prompt holds pages that who decodes could use, and helps nobody
+            if not self._budget.prefill(record, chunk):
                 return False
             end = self._end + self._cost(record, chunk)
         else:
@@ -281,7 +285,7 @@ class Step:
 
     def take_anything(self, ready: Ready) -> None:
         """Whatever the deadlines: an idle step helps nobody."""
-        self._limit = math.inf
+        self._limit, self._anything = math.inf, True
         for record in ready:
             if self.full:
                 return
