@@ -164,12 +164,14 @@ class DraftBatcher:
         self._jobs.sort(key=lambda job: id(job) in served)
 
     def _batch(self) -> tuple[list[Job], list[StepItem]]:
-        for job in self._jobs:
-            # Before counting free pages: opening takes those that the prefix cache has of this text.
-            self._open(job)
-        tokens, pages = self._max_step_tokens, self._engine.free_pages
+        tokens, reserved, short = self._max_step_tokens, 0, False
         jobs, items = [], []
         for job in self._jobs:
+            if short and not job.line.opened:
+                continue  # what the prefix cache has of its text it would take from who came first
+            # Before counting free pages: opening takes those that the prefix cache has of this text.
+            self._open(job)
+            pages = self._engine.free_pages - reserved
             held = len(job.line.held)
             feed = job.text[held : held + min(PREFILL_CHUNK, tokens)]
             rest = len(job.text) - held - len(feed)
@@ -178,8 +180,9 @@ class DraftBatcher:
                 feed = feed[: rest - job.scored - 1]
             needed = self._pages(held + len(feed)) - self._pages(held)
             if not feed or needed > pages:
+                short = short or needed > pages
                 continue
-            tokens, pages = tokens - len(feed), pages - needed
+            tokens, reserved = tokens - len(feed), reserved + needed
             jobs.append(job)
             items.append(self._item(job, feed))
         return jobs, items
