@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from specfleet.core.config import HostPort, OptionalHostPort, check_trust
+from specfleet.core.config import DaemonConfig, HostPort, OptionalHostPort
 
 NGRAM = "ngram"
 """What `model` says where there is none."""
@@ -18,9 +18,7 @@ def _several(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
-class DrafterConfig(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
+class DrafterConfig(DaemonConfig):
     model: str
     """Draft model: a folder, a hub id, or ngram for prompt lookup without a model."""
     verifier: Annotated[tuple[HostPort, ...], BeforeValidator(_several)] = ("127.0.0.1:7600",)
@@ -41,18 +39,6 @@ class DrafterConfig(BaseModel):
     """HOST:PORT for gRPC; port 0 takes any free one."""
     metrics: OptionalHostPort = "127.0.0.1:7701"
     """HOST:PORT for Prometheus metrics; empty for none."""
-    tls_cert: Path | None = None
-    """Certificate to show to callers (PEM); turns TLS on. Read again when it changes."""
-    tls_key: Path | None = None
-    """Its private key (PEM)."""
-    tls_client_ca: Path | None = None
-    """Callers need a certificate of this authority (PEM); its common name is who they are."""
-    tokens: Path | None = None
-    """Callers need a bearer token; this file has their names and hashes (specfleet token). Read again when it changes."""
-    allow: tuple[str, ...] = ()
-    """An identity that may call; without any, all that credentials vouch for."""
-    insecure: bool = False
-    """Plaintext to and from other machines is meant."""
     verifier_ca: Path | None = None
     """Authority of the verifiers' certificates (PEM); turns TLS on for the way to them. Read again when it changes."""
     verifier_cert: Path | None = None
@@ -63,10 +49,6 @@ class DrafterConfig(BaseModel):
     """File that holds the bearer token for the verifiers. Read again when it changes."""
     name: str = ""
     """Name of this drafter in figures; its address by default."""
-    device: str = "cpu"
-    """cpu, cuda or cuda:N."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number format; auto is float32 on the CPU and the model's own on a GPU."""
     threads: Annotated[int, Field(ge=0)] = 1
     """CPU threads of the draft model; small models are fastest with one. 0 takes all cores."""
     kv_cache_tokens: Annotated[int, Field(ge=64)] = 16384
@@ -77,10 +59,6 @@ class DrafterConfig(BaseModel):
     """How long a new generation looks for a verifier that can be reached."""
     resume_seconds: Annotated[float, Field(ge=0)] = 300.0
     """How long a running generation that lost its verifier looks for another; its caller's deadline may end it sooner."""
-    drain_seconds: Annotated[float, Field(ge=0)] = 5.0
-    """How long running generations may go on after SIGTERM."""
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """Least severe log lines shown."""
 
     @model_validator(mode="after")
     def _lookup_has_no_model(self) -> Self:
@@ -89,8 +67,7 @@ class DrafterConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _trust_is_whole(self) -> Self:
-        check_trust(self)
+    def _credentials_for_verifiers_are_whole(self) -> Self:
         if (self.verifier_cert is None) != (self.verifier_key is None):
             raise ValueError("--verifier-cert and --verifier-key need each other; give both")
         return self

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, field_validator, model_validator
+from pydantic import BeforeValidator, Field, InstanceOf, field_validator
 
 from scheduler.identities import Share
-from specfleet.core.config import HostPort, OptionalHostPort, check_trust, nearest
+from specfleet.core.config import DaemonConfig, HostPort, OptionalHostPort, nearest
 from specfleet.core.errors import ConfigurationError
 from specfleet.core.types import ServiceClass
 
@@ -84,33 +84,15 @@ class NamedClass(ServiceClass):
         return _written(self.name, CLASS_KEYS, self)
 
 
-class VerifierConfig(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
+class VerifierConfig(DaemonConfig):
     model: str
     """Target model: a folder, or a hub id."""
     listen: HostPort = "127.0.0.1:7600"
     """HOST:PORT for gRPC; port 0 takes any free one."""
     metrics: OptionalHostPort = "127.0.0.1:7601"
     """HOST:PORT for Prometheus metrics; empty for none."""
-    tls_cert: Path | None = None
-    """Certificate to show to callers (PEM); turns TLS on. Read again when it changes."""
-    tls_key: Path | None = None
-    """Its private key (PEM)."""
-    tls_client_ca: Path | None = None
-    """Callers need a certificate of this authority (PEM); its common name is who they are."""
-    tokens: Path | None = None
-    """Callers need a bearer token; this file has their names and hashes (specfleet token). Read again when it changes."""
-    allow: tuple[str, ...] = ()
-    """An identity that may call; without any, all that credentials vouch for."""
-    insecure: bool = False
-    """Plaintext to and from other machines is meant."""
     name: str = ""
     """Name of the served model in requests and figures; the last part of its path by default."""
-    device: str = "cpu"
-    """cpu, cuda or cuda:N."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number format; auto is float32 on the CPU and the model's own on a GPU."""
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads of the model; 0 takes half of the cores, for threads that spin and everything else disturb each other."""
     kv_cache_tokens: Annotated[int, Field(ge=64)] = 16384
@@ -141,19 +123,10 @@ class VerifierConfig(BaseModel):
     """A stream that neither opens nor takes its verdicts for so long is ended."""
     step_seconds_limit: Annotated[float, Field(gt=0)] = 60.0
     """A step that takes longer is stuck: not ready, and everybody is told to go on elsewhere, until it ends."""
-    drain_seconds: Annotated[float, Field(ge=0)] = 5.0
-    """How long running generations may go on after SIGTERM."""
     deterministic: bool = False
     """On a GPU, kernels whose result for one sequence does not depend on the rest of the batch."""
     seed: Annotated[int, Field(ge=0)] | None = None
     """Seed of unseeded sampling and of policies that draw; from the system by default."""
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """Least severe log lines shown."""
-
-    @model_validator(mode="after")
-    def _trust_is_whole(self) -> Self:
-        check_trust(self)
-        return self
 
     @field_validator("service_class", "share")
     @classmethod

@@ -3,9 +3,7 @@
 A model is frozen, forbids unknown keys, and has a docstring under each field: its help text, on the command line and
 everywhere else.
 
-    class VerifierConfig(BaseModel):
-        model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
+    class VerifierConfig(DaemonConfig):
         max_step_tokens: int = Field(512, ge=1)
         \"""Most tokens in one step.\"""
 
@@ -27,9 +25,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, GetCoreSchemaHandler, SecretBytes, SecretStr, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    SecretBytes,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema
 from pydantic_core.core_schema import no_info_after_validator_function
@@ -102,24 +109,45 @@ def load(
         raise ConfigurationError("; ".join(problems)) from None
 
 
-class Trust(Protocol):
-    """What both daemons are told of their callers' credentials and their own."""
+class DaemonConfig(BaseModel):
+    """What both daemons are told: their model, where they listen, whom they trust, and how they end."""
 
-    tls_cert: Path | None
-    tls_key: Path | None
-    tls_client_ca: Path | None
-    tokens: Path | None
-    allow: tuple[str, ...]
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+    # First of all in each, which says what they mean there and what the default is.
+    model: str
+    listen: HostPort
+    metrics: OptionalHostPort
+    tls_cert: Path | None = None
+    """Certificate to show to callers (PEM); turns TLS on. Read again when it changes."""
+    tls_key: Path | None = None
+    """Its private key (PEM)."""
+    tls_client_ca: Path | None = None
+    """Callers need a certificate of this authority (PEM); its common name is who they are."""
+    tokens: Path | None = None
+    """Callers need a bearer token; this file has their names and hashes (specfleet token). Read again when it changes."""
+    allow: tuple[str, ...] = ()
+    """An identity that may call; without any, all that credentials vouch for."""
+    insecure: bool = False
+    """Plaintext to and from other machines is meant."""
+    device: str = "cpu"
+    """cpu, cuda or cuda:N."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format; auto is float32 on the CPU and the model's own on a GPU."""
+    drain_seconds: Annotated[float, Field(ge=0)] = 5.0
+    """How long running generations may go on after SIGTERM."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe log lines shown."""
 
-def check_trust(trust: Trust) -> None:
-    """Raises ValueError where one setting needs another."""
-    if (trust.tls_cert is None) != (trust.tls_key is None):
-        raise ValueError("--tls-cert and --tls-key need each other; give both")
-    if trust.tls_client_ca is not None and trust.tls_cert is None:
-        raise ValueError("--tls-client-ca needs TLS; give --tls-cert and --tls-key, too")
-    if trust.allow and trust.tls_client_ca is None and trust.tokens is None:
-        raise ValueError("--allow needs credentials to know callers by; give --tls-client-ca or --tokens, too")
+    @model_validator(mode="after")
+    def _credentials_are_whole(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("--tls-cert and --tls-key need each other; give both")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise ValueError("--tls-client-ca needs TLS; give --tls-cert and --tls-key, too")
+        if self.allow and self.tls_client_ca is None and self.tokens is None:
+            raise ValueError("--allow needs credentials to know callers by; give --tls-client-ca or --tokens, too")
+        return self
 
 
 def describe(config: BaseModel) -> list[str]:

@@ -11,7 +11,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from specfleet.core.address import is_loopback
-from specfleet.core.config import Trust
+from specfleet.core.config import DaemonConfig
 from specfleet.core.errors import ConfigurationError
 from specfleet.core.generation import Generator
 from specfleet.v1 import generation_pb2_grpc, verification_pb2_grpc
@@ -121,7 +121,7 @@ class Server:
         await self._health.set(name, status.SERVING if serving else status.NOT_SERVING)
 
 
-def trusting(trust: Trust) -> tuple[Guard, ServerCertificate | None]:
+def trusting(trust: DaemonConfig) -> tuple[Guard, ServerCertificate | None]:
     """What a daemon's settings mean: whom it lets in, and what it shows them. Raises ConfigurationError naming a file."""
     tokens = TokenFile(trust.tokens) if trust.tokens is not None else None
     guard = Guard(tokens, trust.tls_client_ca is not None, frozenset(trust.allow))
