@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
+from scheduler.step_time import StepShape
 from scheduler.types import PlanItem, SessionRecord
-
-
-def pages(tokens: int, page_size: int) -> int:
-    """Pages that hold so many tokens."""
-    return -(-tokens // page_size)
 
 
 class StepBudget:
@@ -18,6 +14,14 @@ class StepBudget:
         self.free_pages = free_pages
         self.items: list[PlanItem] = []
         self._page_size = page_size
+        self._most = tokens
+        self._cached = 0
+        self._pairs = 0
+
+    @property
+    def shape(self) -> StepShape:
+        """Of what was taken."""
+        return StepShape(self._most - self.tokens, self._cached, self._pairs)
 
     def verify(self, record: SessionRecord, spare: int = 0, draft: int | None = None) -> bool:
         """Take a session that has one token to decode from, with as much of its draft as it was granted and fits, or at most
@@ -48,13 +52,14 @@ class StepBudget:
         return (held + self.free_pages) * self._page_size - record.computed
 
     def _take(self, record: SessionRecord, feed: int, draft: int, sample: bool) -> bool:
-        tokens, grown = feed + draft, 0
-        left = -record.computed % self._page_size  # of its last page
-        if tokens > left:
-            grown = pages(tokens - left, self._page_size)
+        computed, size = record.computed, self._page_size
+        tokens = feed + draft
+        grown = -(-(computed + tokens) // size) - -(-computed // size)
         if tokens > self.tokens or grown > self.free_pages:
             return False
         self.tokens -= tokens
         self.free_pages -= grown
+        self._cached += computed
+        self._pairs += tokens * (computed + tokens)
         self.items.append(PlanItem(record.session, feed, draft, sample))
         return True

@@ -181,7 +181,7 @@ class Scheduler:
         budget = StepBudget(self.config.max_step_tokens, free_pages, self.config.page_size)
         self._batching.fill(ready, budget, now)
         if budget.items:
-            return Plan(tuple(budget.items), seconds=self.step_time.predict(self._shape(budget.items)))
+            return Plan(tuple(budget.items), seconds=self.step_time.predict(budget.shape))
         return self._preempt(list(ready))
 
     def commit(self, outcome: Outcome, now: float) -> dict[int, Grant]:
@@ -190,44 +190,26 @@ class Scheduler:
         self.step_time.observe(self._shape(outcome.items), outcome.seconds)
         self._view.step_seconds.observe(outcome.seconds)
         self._speculation.stepped(outcome, now)
-        decided = self._speculation.decided
+        decided, records = self._speculation.decided, self._records
         committed: dict[Identity, int] = {}
         for item in outcome.items:
-            record = self._records.get(item.session)
+            record = records.get(item.session)
             if record is None:
                 continue
             record.ready_at = now
-            if item.committed:
-                committed[record.identity] = committed.get(record.identity, 0) + item.committed
-                self._committed(record, item, now)
-                grants[item.session] = grant = decided(record, item, now) if record.can_draft else LOCAL
-                self._grant(record, grant, now)
-            else:
+            tokens = item.committed
+            if not tokens:
                 record.computed += item.fed
                 self._queue.place(record, now)
+                continue
+            identity = record.identity
+            committed[identity] = committed.get(identity, 0) + tokens
+            record.committed(item, now)
+            grants[record.session] = grant = decided(record, item, now) if record.can_draft else LOCAL
+            self._grant(record, grant, now)
         for identity, tokens in committed.items():
             identity.committed(tokens, now)
         return grants
-
-    @staticmethod
-    def _committed(record: SessionRecord, item: ItemOutcome, now: float) -> None:
-        """Count what a verdict brought."""
-        record.known += item.committed
-        record.computed = record.known - 1  # the newest token is known but not computed: the next step decodes from it
-        record.drafted, record.draft_complete = item.pending, False
-        record.interval = now - record.told_at if record.told_at else 0.0
-        record.told_at = now
-        record.emitted += item.committed
-        if record.first_at is None:
-            record.first_at = now
-        if item.drafted:
-            record.acceptance.verified(item.drafted, item.accepted)
-        elif record.can_draft:
-            record.acceptance.untested(item.committed)
-        if record.service.targets:
-            record.schedule()
-            record.tokens_per_verdict.observe(item.committed)
-            record.verified_per_verdict.observe(1 + item.drafted)
 
     def _shape(self, items: Iterable[PlanItem | ItemOutcome]) -> StepShape:
         """Shape of a step, before its outcome is committed. Sessions closed meanwhile no longer say how long they were."""

@@ -89,6 +89,26 @@ class SessionRecord:
         """What its tokens count against others'."""
         return self.identity.share.weight * self.service.weight
 
+    def committed(self, item: ItemOutcome, now: float) -> None:
+        """Count what a verdict brought."""
+        _, _, drafted, accepted, tokens, pending = item
+        self.known += tokens
+        self.computed = self.known - 1  # the newest token is known but not computed: the next step decodes from it
+        self.drafted, self.draft_complete = pending, False
+        self.interval = now - self.told_at if self.told_at else 0.0
+        self.told_at = now
+        self.emitted += tokens
+        if self.first_at is None:
+            self.first_at = now
+        if drafted:
+            self.acceptance.verified(drafted, accepted)
+        elif self.can_draft:
+            self.acceptance.untested(tokens)
+        if self.service.targets:
+            self.schedule()
+            self.tokens_per_verdict.observe(tokens)
+            self.verified_per_verdict.observe(1 + drafted)
+
     def schedule(self) -> None:
         """Work out when the next token is due. To be called where the class promises anything."""
         self.due = self.service.due(self.opened_at, self.first_at, self.emitted)

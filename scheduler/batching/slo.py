@@ -256,11 +256,16 @@ class Step:
         """Those that cannot wait, with their drafts, whatever it breaks: leaving some out would cost them a whole step more,
         and tokens without the draft cost more than with it. Prefill as far as they leave time."""
         limit, self._limit = self._limit, math.inf
+        prefills = []
         for record in required:
-            if not record.prefilling:
+            if self._budget.tokens <= 0:
+                break
+            if record.known - record.computed > 1:
+                prefills.append(record)
+            else:
                 self.take(record)
         self._limit = limit
-        for record in required:
+        for record in prefills:
             self.take(record)
 
     def take(self, record: SessionRecord, spare: int = 0, draft: int | None = None) -> bool:

@@ -143,13 +143,13 @@ class FairGoodput:
     def _govern(self, outcome: Outcome, now: float) -> None:
         """Tell the governor what the step earned, in shares of what everybody had been earning."""
         earned, decodes = 0.0, bool(outcome.items)
-        for item in outcome.items:
-            held = self._held.get(item.session)
-            if item.fed > 1 or not item.committed:
+        for session, fed, _, _, committed, _ in outcome.items:
+            if fed > 1 or not committed:
                 decodes = False
                 break
+            held = self._held.get(session)
             if held is not None:
-                earned += held.weight * item.committed
+                earned += held.weight * committed
         comparable = decodes and self._drafting > 0 and self._shares > 0.0
         self._governor.stepped(earned / self._shares if comparable else 0.0, len(self._view.records), comparable, now)
 

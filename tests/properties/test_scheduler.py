@@ -15,7 +15,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from scheduler import ItemOutcome, Outcome, Plan, Request, Scheduler, SchedulerConfig, SessionRecord
 from scheduler.batching.slo import STARVED
-from scheduler.budget import pages
 from scheduler.identities import Share
 from scheduler.step_time import StepProfile, StepShape
 from specfleet.core.types import LOCAL, Mode, ServiceClass
@@ -38,6 +37,11 @@ CLASSES = (ServiceClass("tight", 0.1, 0.02), ServiceClass("loose", 2.0, 0.5), Se
 NAMES = ("", *(one.name for one in CLASSES))
 EXAMPLES = int(os.environ.get("SPECFLEET_EXAMPLES", "60"))
 """`make properties` asks for 10,000."""
+
+
+def pages(tokens: int, size: int) -> int:
+    """Pages that hold so many tokens."""
+    return math.ceil(tokens / size)
 
 
 @dataclass

@@ -10,7 +10,7 @@ import pytest
 from scheduler import ItemOutcome, Outcome, Plan, PlanItem, Scheduler, SchedulerConfig, SessionRecord, batching
 from scheduler import speculation as speculation_policies
 from scheduler.batching.fifo import Fifo
-from scheduler.budget import StepBudget, pages
+from scheduler.budget import StepBudget
 from scheduler.step_time import StepTimeModel
 from scheduler.view import View
 from specfleet.core.errors import ConfigurationError
@@ -198,11 +198,6 @@ def test_a_draft_is_cut_to_the_pages_there_are() -> None:
     full = SessionRecord(1, 17, 16, True, 0.0, 0.0, grant=Grant(Mode.STREAM, 8), drafted=8)
     assert not StepBudget(100, 0, 16).verify(full)
     assert StepBudget(100, 1, 16).verify(full)
-
-
-def test_pages_hold_whole_tokens() -> None:
-    """Pages are counted up."""
-    assert [0, 1, 1, 2] == [pages(tokens, 16) for tokens in (0, 1, 16, 17)]
 
 
 def test_first_come_first_served() -> None:
