@@ -30,6 +30,7 @@ from specfleet.observability.grpc_server import GrpcServerMetrics
 from specfleet.observability.log import say
 from specfleet.observability.registry import serve_metrics
 from specfleet.text import TextGenerator, Tokenizer
+from specfleet.wire import generation
 from specfleet.wire.credentials import Credentials, token_file
 from specfleet.wire.server import Server, trusting
 from specfleet.wire.tls import watched_tls
@@ -53,7 +54,8 @@ async def _serve(config: DrafterConfig) -> int:
         registry = CollectorRegistry()
         observer = DrafterMetrics(registry)
         guard, certificate = trusting(config)
-        server = Server((GrpcServerMetrics(registry),), guard, certificate, insecure=config.insecure)
+        calls = GrpcServerMetrics(registry, (generation.SERVICE,))
+        server = Server((calls,), guard, certificate, insecure=config.insecure)
         address = server.bind(config.listen)
         metrics = serve_metrics(registry, config.metrics, stack)
         credentials = Credentials(

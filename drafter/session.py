@@ -97,7 +97,9 @@ class DraftingSession:
             asked = self._clock()
             await stream.send(self._opening)
             opened = await self._first(stream)
-            self._pace.round_trip.observe(self._clock() - asked - opened.waited_seconds)
+            away = max(0.0, self._clock() - asked - opened.waited_seconds)
+            self._pace.round_trip.observe(away)
+            self._observer.network(away)
             self._take_grant(opened.grant)
             drafting = asyncio.create_task(self._draft(stream))
             yield opened

@@ -91,6 +91,8 @@ class VerifierConfig(DaemonConfig):
     """HOST:PORT for gRPC; port 0 takes any free one."""
     metrics: OptionalHostPort = "127.0.0.1:7601"
     """HOST:PORT for Prometheus metrics; empty for none."""
+    vllm_metrics: bool = False
+    """Export what speculation did under vLLM's names, too, for tools that look for them."""
     name: str = ""
     """Name of the served model in requests and figures; the last part of its path by default."""
     threads: Annotated[int, Field(ge=0)] = 0

@@ -26,7 +26,9 @@ from specfleet.observability.grpc_server import GrpcServerMetrics
 from specfleet.observability.log import say
 from specfleet.observability.registry import serve_metrics
 from specfleet.observability.verifier import VerifierGauges, VerifierMetrics
+from specfleet.observability.vllm import VllmNames
 from specfleet.text import TextGenerator, Tokenizer
+from specfleet.wire import generation, verification
 from specfleet.wire.auth import caller
 from specfleet.wire.server import Server, trusting
 from verifier.config import VerifierConfig
@@ -53,7 +55,8 @@ async def _serve(config: VerifierConfig) -> int:
     async with AsyncExitStack() as stack:
         registry = CollectorRegistry()
         guard, certificate = trusting(config)
-        server = Server((GrpcServerMetrics(registry),), guard, certificate, insecure=config.insecure)
+        calls = GrpcServerMetrics(registry, (verification.SERVICE, generation.SERVICE))
+        server = Server((calls,), guard, certificate, insecure=config.insecure)
         address = server.bind(config.listen)
         metrics = serve_metrics(registry, config.metrics, stack)
         scheduler = Scheduler(_scheduler_config(config))
@@ -61,6 +64,8 @@ async def _serve(config: VerifierConfig) -> int:
         engine = _engine(config)
         stack.callback(engine.shutdown)
         observer = VerifierMetrics(registry, ("", *(one.name for one in config.service_class)))
+        if config.vllm_metrics:
+            registry.register(VllmNames(observer, config.name or Path(config.model).name))
         loop = BatchLoop(engine, scheduler, time.monotonic, observer)
         registry.register(VerifierGauges(_Gauges(loop, engine, scheduler)))
         verifier = _verifier(config, loop, engine, tokenizer, address, observer)
@@ -161,6 +166,9 @@ class _Gauges:
     def kv_pages(self) -> dict[str, int]:
         free, cached = self._engine.free_pages, self._engine.cached_pages
         return {"used": self._engine.used_pages, "cached": cached, "free": free - cached}
+
+    def evictions(self) -> dict[str, int]:
+        return {"preempted": self._loop.preemptions, "cache": self._engine.page_counters.evictions}
 
     def price(self) -> float:
         return self._scheduler.price

@@ -46,6 +46,8 @@ class BatchLoop:
         """When the step that runs now began."""
         self.step_seconds = 0.0
         """Smoothed duration of a step."""
+        self.preemptions = 0
+        """Sessions whose pages were given to others, since the start."""
 
     @property
     def sessions(self) -> int:
@@ -283,7 +285,7 @@ class BatchLoop:
             self._engine.close(number)
             session.computed = self._engine.open(number, session.tokens[:1])
             self._scheduler.preempted(number, self._clock())
-            self._observer.evicted("preempted")
+            self.preemptions += 1
             log.info("session preempted", extra={"session": number, "tokens": len(session.tokens)})
 
     def _release(self, session: Session, reason: FinishReason) -> None:

@@ -193,7 +193,7 @@ class Verifier:
             service = self._loop.service_class(opening.service_class)
             self._admit(opening, identity, service)
         except SpecfleetError as error:
-            self._observer.session_rejected(error.code)
+            self._observer.session_rejected(error.code, bool(opening.output))
             raise
         opening = replace(
             opening,

@@ -50,6 +50,9 @@ class DrafterMetrics:
         )
         self._step = histogram("draft_step_seconds", "Time to guess one token, waiting for others' included.")
         self._round_trip = histogram("round_trip_seconds", "From a draft sent to its verdict.")
+        self._network = histogram(
+            "network_seconds", "From opening a session to its answer, less the verifier's own time."
+        )
         self._first = histogram("time_to_first_token_seconds", "From a request to its first token.")
         self._per_token = histogram("time_per_output_token_seconds", "Between tokens behind the first.")
         self._mode = counter("mode_seconds", "Time spent in each mode.", "mode")
@@ -109,6 +112,9 @@ class DrafterMetrics:
 
     def round_trip(self, seconds: float) -> None:
         self._round_trip.observe(seconds)
+
+    def network(self, seconds: float) -> None:
+        self._network.observe(seconds)
 
     def mode_time(self, mode: Mode, seconds: float) -> None:
         self._mode.labels(mode.value).inc(seconds)

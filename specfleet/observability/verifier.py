@@ -29,7 +29,7 @@ REJECTIONS = (
     "quota_exceeded",
     "unavailable",
 )
-EVICTIONS = ("preempted", "cache")
+RESUMPTIONS = ("accepted", "refused")
 REPORTS = ("draft_seconds", "round_trip")
 DECISIONS = (2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2)
 """Buckets of controller_seconds: deciding is to be nothing beside a step."""
@@ -46,6 +46,10 @@ class Gauges(Protocol):
 
     def prefix_cache(self) -> tuple[int, int]:
         """Queries and hits, in tokens."""
+        ...
+
+    def evictions(self) -> dict[str, int]:
+        """Since the start, by reason: sessions "preempted", and pages of the prefix "cache" taken for something else."""
         ...
 
     def price(self) -> float:
@@ -86,8 +90,7 @@ class VerifierMetrics:
         self._wait = histogram("wait_seconds", "Time a ready session waited for its step.", SECONDS)
         self._length = histogram("speculation_length", "Granted speculation lengths.", COUNTS[:7], "slo_class")
         self._switches = counter("mode_switches", "Changes of a session's mode.", "from", "to")
-        self._evictions = counter("evictions", "Sessions whose pages were taken away.", "reason")
-        self._resumes = counter("resumes", "Sessions opened with committed output.", "outcome")
+        self._resumes = counter("resumes", "Sessions asked for with committed output.", "outcome")
         self._goodput = counter("goodput_tokens", "Tokens of requests whose class was kept.", "slo_class")
         self._slo = counter("slo_requests", "Requests served to their end.", "slo_class", "met")
         self._ignored = counter("ignored_reports", "What drafters said of themselves and cannot be.", "report")
@@ -112,18 +115,28 @@ class VerifierMetrics:
                     self._switches.labels(old.value, new.value)
         for rejection in REJECTIONS:
             self._rejected.labels(rejection)
-        for eviction in EVICTIONS:
-            self._evictions.labels(eviction)
-        self._resumes.labels("accepted")
+        for resumption in RESUMPTIONS:
+            self._resumes.labels(resumption)
         for report in REPORTS:
             self._ignored.labels(report)
+
+    def speculation(self) -> dict[str, Counter]:
+        """What vLLM counts, too: rounds, drafted and accepted tokens, accepted ones by position."""
+        return {
+            "drafts": self._rounds,
+            "draft_tokens": self._draft,
+            "accepted_tokens": self._accepted,
+            "accepted_tokens_per_pos": self._per_position,
+        }
 
     def session_opened(self, resumed: bool) -> None:
         if resumed:
             self._resumes.labels("accepted").inc()
 
-    def session_rejected(self, reason: str) -> None:
+    def session_rejected(self, reason: str, resumed: bool) -> None:
         self._rejected.labels(reason).inc()
+        if resumed:
+            self._resumes.labels("refused").inc()
 
     def session_finished(self, service_class: str, reason: FinishReason) -> None:
         self._requests.labels(service_class, reason.value).inc()
@@ -168,9 +181,6 @@ class VerifierMetrics:
     def stale(self, tokens: int) -> None:
         self._stale.inc(tokens)
 
-    def evicted(self, reason: str) -> None:
-        self._evictions.labels(reason).inc()
-
 
 class VerifierGauges:
     """A prometheus-client collector over what the verifier knows at the moment of a scrape."""
@@ -186,6 +196,14 @@ class VerifierGauges:
             f"{PREFIX}_gpu_second_price", "Weighted tokens a second is worth.", self._gauges.price()
         )
         yield GaugeMetricFamily(f"{PREFIX}_fairness_jain", "Jain's index of goodput.", self._gauges.fairness())
+        evictions = CounterMetricFamily(
+            f"{PREFIX}_evictions",
+            "Sessions that lost their pages (preempted), cached pages (cache).",
+            labels=["reason"],
+        )
+        for reason, count in self._gauges.evictions().items():
+            evictions.add_metric([reason], count)
+        yield evictions
         for name, value in zip(("queries", "hits"), self._gauges.prefix_cache(), strict=True):
             text = f"Prefix cache {name}, in tokens."
             yield CounterMetricFamily(f"{PREFIX}_prefix_cache_{name}", text, value=value)

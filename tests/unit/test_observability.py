@@ -23,6 +23,7 @@ from specfleet.observability.drafter import DrafterMetrics
 from specfleet.observability.grpc_server import GrpcServerMetrics
 from specfleet.observability.registry import MetricsServer
 from specfleet.observability.verifier import POSITIONS, VerifierGauges, VerifierMetrics
+from specfleet.observability.vllm import VllmNames
 from specfleet.wire.verification import GrpcVerifierConnection
 from support.wire import Backend, serving
 
@@ -42,6 +43,9 @@ class Counts:
 
     def kv_pages(self) -> dict[str, int]:
         return {"used": 3, "cached": 4, "free": 5}
+
+    def evictions(self) -> dict[str, int]:
+        return {"preempted": 6, "cache": 7}
 
     def price(self) -> float:
         return 12.5
@@ -95,8 +99,7 @@ VERIFIER_COUNTERS: dict[str, tuple[set[str], int]] = {
     "target_only_tokens_total": (set(), 1),
     "stale_draft_tokens_total": (set(), 1),
     "mode_switches_total": ({"from", "to"}, 6),
-    "evictions_total": ({"reason"}, 2),
-    "resumes_total": ({"outcome"}, 1),
+    "resumes_total": ({"outcome"}, 2),
     "rejected_total": ({"reason"}, 7),
 }
 VERIFIER_HISTOGRAMS = {
@@ -121,6 +124,7 @@ DRAFTER_COUNTERS: dict[str, tuple[set[str], int]] = {
 DRAFTER_HISTOGRAMS = (
     "draft_step_seconds",
     "round_trip_seconds",
+    "network_seconds",
     "time_to_first_token_seconds",
     "time_per_output_token_seconds",
 )
@@ -188,6 +192,7 @@ def test_gauges_are_read_when_scraped(registry: CollectorRegistry) -> None:
     assert {("used",): 3.0, ("cached",): 4.0, ("free",): 5.0} == series(registry, "specfleet_verifier_kv_pages")
     assert 100.0 == value(registry, "specfleet_verifier_prefix_cache_queries_total")
     assert 40.0 == value(registry, "specfleet_verifier_prefix_cache_hits_total")
+    assert {("preempted",): 6.0, ("cache",): 7.0} == series(registry, "specfleet_verifier_evictions_total")
     assert 12.5 == value(registry, "specfleet_verifier_gpu_second_price")
     assert 0.75 == value(registry, "specfleet_verifier_fairness_jain")
     named = (
@@ -265,13 +270,13 @@ def test_the_verifiers_events_are_counted(registry: CollectorRegistry) -> None:
     metrics = VerifierMetrics(registry)
     metrics.session_opened(resumed=False)
     metrics.session_opened(resumed=True)
-    metrics.session_rejected("overloaded")
+    metrics.session_rejected("overloaded", resumed=False)
+    metrics.session_rejected("unavailable", resumed=True)
     metrics.session_finished("", FinishReason.STOP)
     metrics.step(0.004, 0.005, 3, 40)
     metrics.granted("", Mode.LOCAL, Mode.ROUND, 4)
     metrics.granted("", Mode.ROUND, Mode.ROUND, 4)
     metrics.stale(5)
-    metrics.evicted("preempted")
     metrics.served("", 30, met=True)
     metrics.served("", 20, met=False)
     metrics.ignored("draft_seconds")
@@ -281,7 +286,7 @@ def test_the_verifiers_events_are_counted(registry: CollectorRegistry) -> None:
     assert (1.0, 1.0) == tuple(value(registry, f"{one}slo_requests_total", "", met) for met in ("true", "false"))
     assert 1.0 == value(registry, f"{one}ignored_reports_total", "draft_seconds")
     assert 1.0 == value(registry, f"{one}controller_seconds_count")
-    assert 1.0 == value(registry, f"{one}resumes_total", "accepted")
+    assert (1.0, 1.0) == tuple(value(registry, f"{one}resumes_total", how) for how in ("accepted", "refused"))
     assert 1.0 == value(registry, f"{one}rejected_total", "overloaded")
     assert 1.0 == sum(series(registry, f"{one}requests_total").values())
     assert {"slo_class": "", "finish_reason": "stop"} in [
@@ -300,7 +305,6 @@ def test_the_verifiers_events_are_counted(registry: CollectorRegistry) -> None:
     assert 1.0 == value(registry, f"{one}mode_switches_total", "local", "round")
     assert 1.0 == sum(series(registry, f"{one}mode_switches_total").values())
     assert 5.0 == value(registry, f"{one}stale_draft_tokens_total")
-    assert 1.0 == value(registry, f"{one}evictions_total", "preempted")
 
 
 def test_the_drafters_events_are_counted(registry: CollectorRegistry) -> None:
@@ -318,6 +322,7 @@ def test_the_drafters_events_are_counted(registry: CollectorRegistry) -> None:
     metrics.early_stop(True)
     metrics.calibration(0.04)
     metrics.round_trip(0.03)
+    metrics.network(0.02)
     metrics.mode_time(Mode.STREAM, 1.5)
     metrics.first_token(0.2)
     metrics.tokens(3, 0.06)
@@ -336,6 +341,7 @@ def test_the_drafters_events_are_counted(registry: CollectorRegistry) -> None:
     assert (1.0, 0.0) == tuple(value(registry, f"{one}early_stops_total", name) for name in ("right", "premature"))
     assert 0.04 == value(registry, f"{one}calibration_error")
     assert 0.03 == value(registry, f"{one}round_trip_seconds_sum")
+    assert 0.02 == value(registry, f"{one}network_seconds_sum")
     assert 1.5 == value(registry, f"{one}mode_seconds_total", "stream")
     assert 0.2 == value(registry, f"{one}time_to_first_token_seconds_sum")
     assert 3.0 == value(registry, f"{one}time_per_output_token_seconds_count")
@@ -403,6 +409,34 @@ async def test_calls_are_counted_by_how_they_ended(registry: CollectorRegistry) 
     assert started == series(registry, "grpc_server_started_total")
     assert started == series(registry, "grpc_server_handling_seconds_count")
     assert {"grpc_service", "grpc_method", "grpc_code"} == labels(registry, "grpc_server_handled_total")
+
+
+def test_calls_of_known_services_are_there_from_the_start(registry: CollectorRegistry) -> None:
+    """Every method of theirs, and of health, with every code that our errors have: a first INTERNAL is a rise from zero."""
+    GrpcServerMetrics(registry, (SERVICE,))
+    handled = series(registry, "grpc_server_handled_total")
+    methods = {"Verify", "GetModel", "GetLoad", "GetTokenizer", "Check", "Watch", "List"}
+    assert methods == {method for _, method, _ in handled}
+    assert {"OK", "INTERNAL", "RESOURCE_EXHAUSTED", "UNAUTHENTICATED"} <= {code for _, _, code in handled}
+    assert {0.0} == set(handled.values())
+    assert {0.0} == set(series(registry, "grpc_server_handling_seconds_count").values())
+
+
+# --- vLLM's names ----------------------------------------------------------------------------------------------------
+
+
+def test_vllms_names_say_what_ours_say(registry: CollectorRegistry) -> None:
+    """A round of two of four accepted, under the names, labels and positions of vLLM."""
+    metrics = VerifierMetrics(registry)
+    registry.register(VllmNames(metrics, "tiny"))
+    metrics.verdict("", Mode.ROUND, 4, 2, 3, 0.0)
+    prefix, labelled = "vllm:spec_decode_num", ("tiny", "0")
+    for name, expected in (("drafts", 1.0), ("draft_tokens", 4.0), ("accepted_tokens", 2.0)):
+        assert {labelled: expected} == series(registry, f"{prefix}_{name}_total")
+    positions = series(registry, f"{prefix}_accepted_tokens_per_pos_total")
+    assert POSITIONS == len(positions)
+    assert [1.0, 1.0, 0.0] == [positions[*labelled, str(place)] for place in range(3)]
+    assert {"model_name", "engine", "position"} == labels(registry, f"{prefix}_accepted_tokens_per_pos_total")
 
 
 # --- the port --------------------------------------------------------------------------------------------------------
