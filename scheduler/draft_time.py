@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 
+from scheduler.profile_file import ProfileFile
 from specfleet.core.errors import ConfigurationError
 
 
 @dataclass(frozen=True, slots=True)
-class DraftProfile:
+class DraftProfile(ProfileFile):
     """Seconds that each of several sequences, drafting together, waits for its next token."""
 
+    KIND = "draft"
     batches: tuple[int, ...]
     """Numbers of sequences, rising."""
     seconds_per_token: tuple[float, ...]
@@ -50,17 +50,3 @@ class DraftProfile:
             return float(np.interp(batch, batches, seconds))
         slope = (seconds[-1] - seconds[-2]) / (batches[-1] - batches[-2])
         return seconds[-1] + max(0.0, slope) * (batch - batches[-1])
-
-    def save(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
-
-    @classmethod
-    def load(cls, path: Path) -> DraftProfile:
-        """Raises ConfigurationError naming the file and what is wrong with it."""
-        try:
-            found = json.loads(path.read_text())
-            return cls(**found)
-        except OSError as error:
-            raise ConfigurationError(f"cannot read profile {path}: {error.strerror}") from None
-        except (ValueError, TypeError) as error:
-            raise ConfigurationError(f"{path} is no draft profile: {error}") from None

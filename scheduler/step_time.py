@@ -9,15 +9,14 @@ on the profile it came from (a ridge) and stays within bounds of it: what nothin
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from scheduler.profile_file import ProfileFile
 from specfleet.core.errors import ConfigurationError
 
 Vector = npt.NDArray[np.float64]
@@ -61,9 +60,10 @@ class StepShape:
 
 
 @dataclass(frozen=True, slots=True)
-class StepProfile:
+class StepProfile(ProfileFile):
     """Coefficients in seconds, as `specfleet profile` measures them."""
 
+    KIND = "step"
     fixed: float
     per_token: float
     per_cached: float = 0.0
@@ -83,20 +83,6 @@ class StepProfile:
     @property
     def coefficients(self) -> Vector:
         return np.array([self.fixed, self.per_token, self.per_cached, self.per_pair])
-
-    def save(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
-
-    @classmethod
-    def load(cls, path: Path) -> StepProfile:
-        """Raises ConfigurationError naming the file and what is wrong with it."""
-        try:
-            found = json.loads(path.read_text())
-            return cls(**found)
-        except OSError as error:
-            raise ConfigurationError(f"cannot read profile {path}: {error.strerror}") from None
-        except (ValueError, TypeError) as error:
-            raise ConfigurationError(f"{path} is no step profile: {error}") from None
 
 
 UNPROFILED = StepProfile(fixed=0.02, per_token=1e-4, per_cached=1e-7, per_pair=1e-8, source="a guess")
