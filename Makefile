@@ -37,10 +37,11 @@ lossless: install  ## the whole losslessness grids (long)
 	@$(PY) -m pytest -m lossless tests/integration
 
 .PHONY: lint
-lint: install  ## ruff and import layers
+lint: install  ## ruff, import layers, dashboards
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/lint-imports
+	@$(PY) -m deploy.grafana.generate --check
 
 .PHONY: fix-lint
 fix-lint: install  ## let ruff mend what it can
@@ -79,6 +80,10 @@ protos: install  ## regenerate specfleet/v1 from protos/
 .PHONY: verify-protos
 verify-protos: install  ## fail if specfleet/v1 is not what protos/ generates (mend with `make protos`)
 	@$(PY) protos/generate.py --check
+
+.PHONY: dashboards
+dashboards: install  ## write Grafana's dashboards anew from deploy/grafana (make lint checks that they are up to date)
+	@$(PY) -m deploy.grafana.generate
 
 .PHONY: bench
 bench: install  ## the quick benchmarks

@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 from importlib import metadata
 from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, Info, start_http_server
+from prometheus_client import CollectorRegistry, Info, ProcessCollector, start_http_server
 
 from specfleet.core.errors import ConfigurationError
 
@@ -46,6 +46,7 @@ def serve_metrics(registry: CollectorRegistry, listen: str, stack: AsyncExitStac
     """Serve until `stack` unwinds; returns the real address, or "off" for an empty `listen`. Raises ConfigurationError."""
     if not listen:
         return "off"
+    ProcessCollector(registry=registry)  # memory, processor time, open files; nothing where there is no /proc
     server = MetricsServer(registry, listen)
     stack.callback(server.close)
     return server.address

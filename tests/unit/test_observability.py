@@ -25,36 +25,12 @@ from specfleet.observability.registry import MetricsServer
 from specfleet.observability.verifier import POSITIONS, VerifierGauges, VerifierMetrics
 from specfleet.observability.vllm import VllmNames
 from specfleet.wire.verification import GrpcVerifierConnection
+from support.metrics import Counts
 from support.wire import Backend, serving
 
 REASONS = {"stop", "length", "cancelled", "error"}
 MODES = {"local", "stream", "round"}
 SERVICE = "specfleet.v1.VerificationService"
-
-
-class Counts:
-    """Gauges of a verifier that is doing something."""
-
-    def sessions(self) -> dict[str, int]:
-        return {"prefill": 1, "generate": 2}
-
-    def queue(self) -> dict[str, int]:
-        return {"prefill": 1}
-
-    def kv_pages(self) -> dict[str, int]:
-        return {"used": 3, "cached": 4, "free": 5}
-
-    def evictions(self) -> dict[str, int]:
-        return {"preempted": 6, "cache": 7}
-
-    def price(self) -> float:
-        return 12.5
-
-    def fairness(self) -> float:
-        return 0.75
-
-    def prefix_cache(self) -> tuple[int, int]:
-        return 100, 40
 
 
 @pytest.fixture
