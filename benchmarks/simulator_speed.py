@@ -2,11 +2,11 @@
 
     python benchmarks/simulator_speed.py [--seconds 20] [--large] [--profile]
 
-Twenty verifiers and 600 drafters at constant length 4, the same with 1,000 drafters and `fair-goodput`, and (--large) 200
-verifiers and 10,000 drafters for two seconds; each with a drain. A round is a verdict that came to its drafter through the
-production loops of both. Machines differ and are shared, so the bare event loop is measured beside it: what a virtual clock
-could do with nothing on it but a timer and a task for every message of a round. `--profile` adds where the time of a round
-goes, by module, from a sampling profiler.
+Twenty verifiers and 600 drafters at constant length 4 that wait for their verdicts, the same with `fair-goodput` and 1,000
+drafters that stop early and work ahead, and (--large) 200 verifiers and 10,000 drafters for two seconds; each with a drain.
+A round is a verdict that came to its drafter through the production loops of both. Machines differ and are shared, so the
+bare event loop is measured beside it: what a virtual clock could do with nothing on it but a timer and a task for every
+message of a round. `--profile` adds where the time of a round goes, by module, from a sampling profiler.
 """
 
 from __future__ import annotations
@@ -33,13 +33,16 @@ from simulator.play import Played, play
 SAMPLE_SECONDS = 0.001
 
 
-def fleet(verifiers: int, drafters: int, seconds: float) -> dict[str, object]:
+EDGE = {"draft_seconds": 0.005, "acceptance": 0.7, "network": {"round_trip": 0.01}}
+
+
+def fleet(verifiers: int, drafters: int, seconds: float, clever: bool) -> dict[str, object]:
+    """`clever`: drafters stop early and work ahead."""
+    way = {"confidence": 1.5} if clever else {"ahead": False}
     return {
         "duration": seconds,
         "routing": "jsq",
-        "tiers": {
-            "edge": {"count": drafters, "draft_seconds": 0.005, "acceptance": 0.7, "network": {"round_trip": 0.01}}
-        },
+        "tiers": {"edge": {"count": drafters, **EDGE, **way}},
         "verifiers": {"gpu": {"count": verifiers, "profile": "qwen3-8b-rtx4090"}},
         "workload": {"closed_loop": {}, "prompt_tokens": 64, "output_tokens": 256},
     }
@@ -90,7 +93,9 @@ def main() -> int:
 
 
 def one(name: str, verifiers: int, drafters: int, seconds: float) -> Played:
-    return play(checked(fleet(verifiers, drafters, seconds), Path("speed.yaml")), policy(name), 0)
+    return play(
+        checked(fleet(verifiers, drafters, seconds, name == "fair-goodput"), Path("speed.yaml")), policy(name), 0
+    )
 
 
 def bare_loop(rounds: int = 40_000) -> float:

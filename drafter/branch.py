@@ -109,8 +109,7 @@ class Branch:
         if version != self.version:
             return 0
         behind = min(max(0, self.end - base), len(guesses))
-        believed = self.belief[base : base + behind]
-        if [guess.token for guess in guesses[:behind]] != believed:
+        if behind and [guess.token for guess in guesses[:behind]] != self.belief[base : base + behind]:
             return 0
         self.ahead.extend(guesses[behind:])
         return len(guesses) - behind

@@ -10,10 +10,9 @@ or overtaken by a text that says the same.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from drafter.branch import Settled
-from drafter.early_stop import TYPICAL, EarlyStop, Predictor, Watch, features, remember
+from drafter.early_stop import TYPICAL, EarlyStop, Watch, features, remember
 from drafter.observer import Observer
 from drafter.speculators import Guess
 from specfleet.core.types import SamplingParams
@@ -37,11 +36,11 @@ class Ledger:
         return [self._noted(guess, place + n, seconds / len(guesses), ahead) for n, guess in enumerate(guesses)]
 
     def _noted(self, guess: Guess, place: int, seconds: float, ahead: bool) -> Guess:
-        if self._early is None or guess.confidence is None:
-            return replace(guess, seconds=seconds, early=ahead)
-        x = features(guess.confidence, place, self._record)
-        chance = self._predictor(guess).chance(x)
-        return replace(guess, features=x, chance=chance, seconds=seconds, early=ahead)
+        token, q, confidence, source, x, chance, _, _ = guess
+        if self._early is not None and confidence is not None:
+            x = features(confidence, place, self._record)
+            chance = self._early.predictor(self._kind(source)).chance(x)
+        return Guess(token, q, confidence, source, x, chance, seconds, ahead)
 
     def watch(self, place: int, survival: float, least: float) -> Watch | None:
         """What stops a draft behind `place` guesses that are all right with chance `survival`."""
@@ -98,10 +97,6 @@ class Ledger:
         self._early.learn(self._kind(guess.source), guess.features, guess.chance, right)
         self._record = remember(self._record, right)
         self._observer.calibration(self._early.calibration.error)
-
-    def _predictor(self, guess: Guess) -> Predictor:
-        assert self._early is not None
-        return self._early.predictor(self._kind(guess.source))
 
     def _kind(self, source: str) -> str:
         return f"{source}-{self._rule}"

@@ -262,9 +262,9 @@ class DraftingSession:
 
     async def _guess(self, drafting: Drafting, wanted: int) -> list[Guess]:
         branch = self._branch
-        if wanted > 1 and self._unanswered and isinstance(drafting, Stoppable):
+        if wanted > 1 and self._unanswered:
             watch = self._ledger.watch(len(branch.ahead), branch.survival, self._pace.least_survival)
-            if watch is not None:
+            if watch is not None and isinstance(drafting, Stoppable):
                 return await drafting.draft_until(branch.belief, wanted, watch)
         return await drafting.draft(branch.belief, wanted)
 

@@ -117,13 +117,17 @@ class Smoothed:
         return self._value
 
     def observe(self, value: float) -> None:
-        if not math.isfinite(value) or value <= 0.0:
+        if not 0.0 < value < math.inf:
             return
-        if self._value == 0.0:
+        known = self._value
+        if known == 0.0:
             self._value = value
             return
-        value = min(max(value, self._value / self.OUTLIER), self._value * self.OUTLIER)
-        self._value += self._share * (value - self._value)
+        if value > known * self.OUTLIER:
+            value = known * self.OUTLIER
+        elif value < known / self.OUTLIER:
+            value = known / self.OUTLIER
+        self._value = known + self._share * (value - known)
 
 
 class Goodput:

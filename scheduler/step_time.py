@@ -31,6 +31,8 @@ GUESS_BOUNDS = np.array([[1e-3, 1e3]] * 4)
 ERROR_SHARE = 0.05
 PACE_SHARE = 0.15
 """What a step counts in the machine's present pace."""
+SETTLED, SOLVE_EVERY = 64, 8
+"""From so many steps on the fit is solved anew after every so many: each of them changes little by then."""
 SUDDEN = 0.5
 """And a step that took much more or less than foretold counts as if it had been so far off (log)."""
 
@@ -133,7 +135,8 @@ class StepTimeModel:
         ridge = RIDGE * (1.0 - FORGETTING)
         self._information = FORGETTING * self._information + np.outer(row, row) + ridge * np.eye(4)
         self._moment = FORGETTING * self._moment + row + ridge
-        self._scale = self._solve()
+        if self.observed < SETTLED or self.observed % SOLVE_EVERY == 0:
+            self._scale = self._solve()
 
     def _solve(self) -> Vector:
         """Least squares within bounds: what would leave them is held there, and the rest solved again without it."""

@@ -117,6 +117,8 @@ class Tier(Section):
     confidence: Seconds | None = None
     """How well a draft model's confidence tells right guesses from wrong ones: the distance of their means, in standard
     deviations. Drafts then end early, as in production; without it nothing does."""
+    ahead: bool = True
+    """Go on drafting while a round's verdict is on its way."""
     drift: tuple[tuple[Seconds, float], ...] = ()
     """[seconds, what is added to the acceptance then], linear in between."""
     network: Network = Network()

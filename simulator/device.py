@@ -136,7 +136,7 @@ class Device:
         self.busy = 0.0
         """Seconds of the window with a request under way."""
         self._can_draft = drafts and tier.can_draft
-        self._ahead = ahead
+        self._ahead = ahead and tier.ahead
         self._texts = texts
         self._choice = random.Random(rng.getrandbits(64)) if texts else rng
         self._early = EarlyStop() if tier.confidence is not None else None

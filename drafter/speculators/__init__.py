@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from specfleet.core.step import Confidence, DraftDistribution, Stop
 from specfleet.core.types import SamplingParams
 
 
-@dataclass(frozen=True, slots=True)
-class Guess:
+class Guess(NamedTuple):
     """A drafted token, and what its drafting session notes of it."""
 
     token: int
