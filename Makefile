@@ -73,6 +73,10 @@ soak: install  ## 32 streams while daemons are killed 20 times, partitions, 20 m
 	@SPECFLEET_SOAK=1 $(PY) -m pytest tests/integration/test_survival.py tests/integration/test_partition.py --timeout 3600 -q
 	@SPECFLEET_SOAK_SECONDS=1200 $(PY) -m pytest tests/integration/test_soak.py --timeout 3600 -q -s
 
+.PHONY: wheel-check
+wheel-check: install  ## build the wheel, install it in a clean environment, use it against a live fleet
+	@$(PY) -m pytest -m wheel tests/integration/test_wheel.py
+
 .PHONY: protos
 protos: install  ## regenerate specfleet/v1 from protos/
 	@$(PY) protos/generate.py
@@ -82,7 +86,7 @@ verify-protos: install  ## fail if specfleet/v1 is not what protos/ generates (m
 	@$(PY) protos/generate.py --check
 
 .PHONY: dashboards
-dashboards: install  ## write Grafana's dashboards anew from deploy/grafana (make lint checks that they are up to date)
+dashboards: install  ## write Grafana's dashboards and the operator's rules anew (make lint checks that they are up to date)
 	@$(PY) -m deploy.grafana.generate
 
 .PHONY: bench

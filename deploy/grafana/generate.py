@@ -1,7 +1,8 @@
-"""Write the dashboards that Grafana is provisioned with, or check that they are what this code makes.
+"""Write what is made, or check that it is what this code makes: Grafana's dashboards, and the rules of deploy/prometheus as
+prometheus-operator wants them.
 
-python -m deploy.grafana.generate           # write deploy/grafana/dashboards/*.json
-python -m deploy.grafana.generate --check   # exit 1 and name the files that differ
+    python -m deploy.grafana.generate           # write
+    python -m deploy.grafana.generate --check   # exit 1 and name the files that differ
 """
 
 from __future__ import annotations
@@ -9,21 +10,32 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import yaml
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from deploy.grafana import capacity, fleet, service, speculation
 
-FOLDER = Path(__file__).resolve().parent / "dashboards"
+DEPLOY = Path(__file__).resolve().parents[1]
 BOARDS = {"fleet": fleet, "speculation": speculation, "service": service, "capacity": capacity}
+OPERATOR_RULES = DEPLOY / "kubernetes" / "components" / "monitoring" / "rules.yaml"
+RULES = ("recording", "alerts")
 
 
-def generate() -> dict[str, str]:
-    """File name -> JSON."""
+def generate() -> dict[Path, str]:
+    """File -> content."""
     encoder = JSONEncoder(sort_keys=True, indent=1)
-    return {
-        f"{name}.json": encoder.encode(_numbered(module.dashboard().build())) + "\n" for name, module in BOARDS.items()
+    boards = {
+        DEPLOY / "grafana" / "dashboards" / f"{name}.json": encoder.encode(_numbered(module.dashboard().build())) + "\n"
+        for name, module in BOARDS.items()
     }
+    return {**boards, OPERATOR_RULES: _operator_rules()}
+
+
+def difference(fresh: dict[Path, str]) -> list[Path]:
+    """Files that are missing, left over, or differ."""
+    there = {path for path in (*(DEPLOY / "grafana" / "dashboards").glob("*.json"), OPERATOR_RULES) if path.exists()}
+    return sorted(path for path in fresh.keys() | there if path not in there or fresh.get(path) != path.read_text())
 
 
 def _numbered(dashboard: Dashboard) -> Dashboard:
@@ -33,23 +45,29 @@ def _numbered(dashboard: Dashboard) -> Dashboard:
     return dashboard
 
 
-def difference(fresh: dict[str, str]) -> list[str]:
-    """Names of files that are missing, left over, or differ."""
-    there = {path.name: path.read_text() for path in FOLDER.glob("*.json")}
-    return sorted(name for name in fresh.keys() | there.keys() if fresh.get(name) != there.get(name))
+def _operator_rules() -> str:
+    files = [DEPLOY / "prometheus" / "rules" / f"{name}.yml" for name in RULES]
+    document = {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "PrometheusRule",
+        "metadata": {"name": "specfleet"},
+        "spec": {"groups": [group for file in files for group in yaml.safe_load(file.read_text())["groups"]]},
+    }
+    return "# Made from deploy/prometheus/rules by `make dashboards`. Do not edit.\n" + yaml.safe_dump(
+        document, sort_keys=False, width=120
+    )
 
 
 def main() -> int:
     fresh = generate()
     stale = difference(fresh)
     if "--check" in sys.argv[1:]:
-        for name in stale:
-            sys.stdout.write(f"deploy/grafana/dashboards/{name} is not what the code makes; run `make dashboards`\n")
+        for path in stale:
+            sys.stdout.write(f"{path.relative_to(DEPLOY.parent)} is not what the code makes; run `make dashboards`\n")
         return 1 if stale else 0
-    for name in stale:
-        path = FOLDER / name
-        path.write_text(fresh[name]) if name in fresh else path.unlink()
-        sys.stdout.write(f"wrote deploy/grafana/dashboards/{name}\n")
+    for path in stale:
+        path.write_text(fresh[path]) if path in fresh else path.unlink()
+        sys.stdout.write(f"wrote {path.relative_to(DEPLOY.parent)}\n")
     return 0
 
 

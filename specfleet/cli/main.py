@@ -26,6 +26,7 @@ COMMANDS = {
     "chat": ("specfleet.cli.chat", "Hold a conversation."),
     "demo": ("specfleet.cli.demo", "Run a whole fleet on this machine and compare."),
     "status": ("specfleet.cli.status", "Watch a running fleet."),
+    "health": ("specfleet.cli.health", "Ask servers whether they are ready."),
     "bench": ("specfleet.cli.bench", "Put load on a running fleet and measure it."),
     "profile": ("specfleet.cli.profile", "Measure a model's steps on this machine."),
     "simulate": ("specfleet.cli.simulate", "Play a fleet of any size on a virtual clock."),
