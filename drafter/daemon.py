@@ -25,10 +25,11 @@ from specfleet.core.config import describe
 from specfleet.core.extras import need
 from specfleet.core.signals import stop_requested
 from specfleet.observability import log as logs
-from specfleet.observability.drafter import DrafterMetrics
+from specfleet.observability.drafter import PREFIX, DrafterMetrics
 from specfleet.observability.grpc_server import GrpcServerMetrics
 from specfleet.observability.log import say
 from specfleet.observability.registry import serve_metrics
+from specfleet.observability.trace import traced
 from specfleet.text import TextGenerator, Tokenizer
 from specfleet.wire import generation
 from specfleet.wire.credentials import Credentials, token_file
@@ -57,13 +58,14 @@ async def _serve(config: DrafterConfig) -> int:
         calls = GrpcServerMetrics(registry, (generation.SERVICE,))
         server = Server((calls,), guard, certificate, insecure=config.insecure)
         address = server.bind(config.listen)
-        metrics = serve_metrics(registry, config.metrics, stack)
+        tracer = traced(registry, PREFIX, time.monotonic) if config.trace else None
+        metrics = serve_metrics(registry, config.metrics, stack, tracer)
         credentials = Credentials(
             token_file(config.verifier_token),
             watched_tls(config.verifier_ca, config.verifier_cert, config.verifier_key),
             config.insecure,
         )
-        connections = [GrpcVerifierConnection(target, credentials) for target in config.verifier]
+        connections = [GrpcVerifierConnection(target, credentials, tracer) for target in config.verifier]
         policy = routing.build(config.routing, np.random.default_rng())
         router = Router(connections, policy, time.monotonic, observer)
         stack.push_async_callback(router.close)
@@ -84,6 +86,7 @@ async def _serve(config: DrafterConfig) -> int:
             patience,
             ahead=config.ahead,
             early=early,
+            tracer=tracer,
         )
         server.add_generation(TextGenerator(drafter, tokenizer, drafter=config.name or address))
         await server.start()

@@ -27,6 +27,7 @@ from drafter.speculators import Drafting, Guess, Speculator, Stoppable
 from specfleet.core.clock import Clock
 from specfleet.core.errors import InternalError, SpecfleetError, StreamInterrupted
 from specfleet.core.protocol import ClientStream, Draft, Finished, Open, Opened, Shadow, Verdict, VerifierConnection
+from specfleet.core.trace import Phase, Tracer
 from specfleet.core.types import LOCAL, Grant, Mode
 
 log = logging.getLogger(__name__)
@@ -58,12 +59,15 @@ class DraftingSession:
         pace: Pace | None = None,
         ahead: bool = False,
         early: EarlyStop | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         """`ahead`: draft on while the verdict of a ROUND is on its way, as STREAM always does. `early`: what is known of
         guesses; None to draft whatever was granted."""
         self._pace = pace or Pace()
         self._ahead = ahead
         self._early = early
+        self._tracer = tracer
+        self._lane = tracer.lane("generation") if tracer is not None else ""
         self._opening = opening
         self._connection = connection
         self._speculator = speculator
@@ -80,6 +84,7 @@ class DraftingSession:
         """When the last verdict came for which the verifier had not waited."""
         self._answered = -1
         """In ROUND: length of the confirmed text for which the draft is complete."""
+        self._answered_at = 0.0
         self._stopped = False
         """That draft ended before the grant, since more would not have paid."""
         self._sent_at = 0.0
@@ -155,6 +160,10 @@ class DraftingSession:
         self._stopped = False
         since = self._granted_at
         self._take_grant(verdict.grant)
+        if self._tracer is not None and verdict.mode is Mode.ROUND and verdict.drafted and self._answered_at >= since:
+            self._tracer.round(Phase.DRAFTING, since, self._answered_at, self._lane)
+            self._tracer.round(Phase.WAITING, self._answered_at, self._granted_at, self._lane)
+            self._tracer.rounds += 1
         if verdict.mode is Mode.ROUND:
             self._pace.round_seconds.observe(self._granted_at - since)
             self._pace.round_tokens.observe(len(verdict.tokens))
@@ -285,7 +294,7 @@ class DraftingSession:
         last = self._unanswered and (branch.sent < grant.length or not grant.length)
         position, guesses = branch.unsent()
         if self._unanswered:
-            self._answered = len(branch.text)
+            self._answered, self._answered_at = len(branch.text), self._clock()
             self._stopped = len(branch.ahead) < grant.length and self._enough()
         if not guesses and not last:
             return

@@ -17,6 +17,7 @@ from drafter.session import DraftingSession
 from drafter.speculators import Speculator
 from specfleet.core.clock import Clock
 from specfleet.core.protocol import Open, Verdict, VerifierConnection, VerifyResponse
+from specfleet.core.trace import Tracer
 from specfleet.core.types import ModelInfo
 from specfleet.core.vocabulary import Vocabulary
 
@@ -36,6 +37,7 @@ class Drafter:
         *,
         ahead: bool = True,
         early: EarlyStop | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         """`rng`: for pauses before a generation that lost its verifier goes on. `ahead` and `early`: see DraftingSession; what
         is known of guesses is one for all generations."""
@@ -46,6 +48,7 @@ class Drafter:
         self._observer = observer or Silent()
         self._ahead = ahead
         self._early = early
+        self._tracer = tracer
         self._model: ModelInfo | None = None
         self._pace = Pace()
         self._patience = patience or Patience()
@@ -87,4 +90,5 @@ class Drafter:
             pace,
             ahead=self._ahead,
             early=self._early,
+            tracer=self._tracer,
         )

@@ -20,12 +20,14 @@ from specfleet.core.config import describe
 from specfleet.core.errors import InternalError
 from specfleet.core.extras import need
 from specfleet.core.signals import stop_requested
+from specfleet.core.trace import Tracer
 from specfleet.core.types import ModelInfo
 from specfleet.observability import log as logs
 from specfleet.observability.grpc_server import GrpcServerMetrics
 from specfleet.observability.log import say
 from specfleet.observability.registry import serve_metrics
-from specfleet.observability.verifier import VerifierGauges, VerifierMetrics
+from specfleet.observability.trace import traced
+from specfleet.observability.verifier import PREFIX, VerifierGauges, VerifierMetrics
 from specfleet.observability.vllm import VllmNames
 from specfleet.text import TextGenerator, Tokenizer
 from specfleet.wire import generation, verification
@@ -58,18 +60,19 @@ async def _serve(config: VerifierConfig) -> int:
         calls = GrpcServerMetrics(registry, (verification.SERVICE, generation.SERVICE))
         server = Server((calls,), guard, certificate, insecure=config.insecure)
         address = server.bind(config.listen)
-        metrics = serve_metrics(registry, config.metrics, stack)
+        tracer = traced(registry, PREFIX, time.monotonic) if config.trace else None
+        metrics = serve_metrics(registry, config.metrics, stack, tracer)
         scheduler = Scheduler(_scheduler_config(config))
         tokenizer = Tokenizer.from_folder(config.model)
-        engine = _engine(config)
+        engine = _engine(config, tracer)
         stack.callback(engine.shutdown)
         observer = VerifierMetrics(registry, ("", *(one.name for one in config.service_class)))
         if config.vllm_metrics:
             registry.register(VllmNames(observer, config.name or Path(config.model).name))
-        loop = BatchLoop(engine, scheduler, time.monotonic, observer)
+        loop = BatchLoop(engine, scheduler, time.monotonic, observer, tracer)
         registry.register(VerifierGauges(_Gauges(loop, engine, scheduler)))
-        verifier = _verifier(config, loop, engine, tokenizer, address, observer)
-        server.add_verification(verifier)
+        verifier = _verifier(config, loop, engine, tokenizer, address, observer, tracer)
+        server.add_verification(verifier, tracer)
         server.add_generation(TextGenerator(TargetOnly(verifier, caller), tokenizer))
         await server.start()
         batches = asyncio.create_task(loop.run())
@@ -91,7 +94,7 @@ async def _serve(config: VerifierConfig) -> int:
     return 0
 
 
-def _engine(config: VerifierConfig) -> TorchEngine:
+def _engine(config: VerifierConfig, tracer: Tracer | None) -> TorchEngine:
     # Imported here: torch takes seconds, and whatever else can be wrong is said before.
     from specfleet.engine import EngineConfig, TorchEngine
 
@@ -104,7 +107,8 @@ def _engine(config: VerifierConfig) -> TorchEngine:
             threads=config.threads or max(1, (os.cpu_count() or 2) // 2),
             seed=config.seed,
             deterministic=config.deterministic,
-        )
+        ),
+        tracer=tracer,
     )
 
 
@@ -128,6 +132,7 @@ def _verifier(
     tokenizer: Tokenizer,
     address: str,
     observer: VerifierMetrics,
+    tracer: Tracer | None,
 ) -> Verifier:
     vocabulary = tokenizer.vocabulary()
     model = ModelInfo(
@@ -145,7 +150,7 @@ def _verifier(
         idle_seconds=config.idle_seconds,
         kv_tokens=engine.total_pages * engine.page_size,
     )
-    return Verifier(loop, model, vocabulary, tokenizer.files(), limits, address, observer)
+    return Verifier(loop, model, vocabulary, tokenizer.files(), limits, address, observer, tracer)
 
 
 class _Gauges:

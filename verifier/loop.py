@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping, Sequence
 
 from scheduler import ItemOutcome, Outcome, Plan, PlanItem, Refusal, Request, Scheduler
 from specfleet.core.clock import Clock
 from specfleet.core.errors import InternalError, SpecfleetError, StreamInterrupted, Unavailable
-from specfleet.core.protocol import Draft, Finished, Shadow
+from specfleet.core.protocol import Draft, Finished, Shadow, Verdict
 from specfleet.core.step import Engine, StepItem, StepResult
-from specfleet.core.types import FinishReason, Grant, ServiceClass
+from specfleet.core.trace import Phase, Tracer
+from specfleet.core.types import FinishReason, Grant, Mode, ServiceClass
 from verifier.observer import Observer, Silent
 from verifier.session import Session
 
@@ -31,11 +33,20 @@ class BatchLoop:
     """Sessions on one side, engine and scheduler on the other. Clock, engine and scheduler are injected, so that the same
     loop runs in production and in virtual time."""
 
-    def __init__(self, engine: Engine, scheduler: Scheduler, clock: Clock, observer: Observer | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        scheduler: Scheduler,
+        clock: Clock,
+        observer: Observer | None = None,
+        tracer: Tracer | None = None,
+    ) -> None:
+        """`tracer`: also the engine's, which marks what it does of a step."""
         self._engine = engine
         self._scheduler = scheduler
         self._clock = clock
         self._observer = observer or Silent()
+        self._tracer = tracer
         self._sessions: dict[int, Session] = {}
         self._arrivals: list[Session] = []
         self._departures: list[Session] = []
@@ -125,6 +136,9 @@ class BatchLoop:
             plan = self._scheduler.plan(now, self._engine.free_pages)
             self._planned_in = self._clock() - now
             if plan.items:
+                if self._tracer is not None:
+                    self._tracer.start(now)
+                    self._tracer.mark(Phase.PLAN)
                 await self._step(plan)
             elif plan.preempt:
                 self._preempt(plan)
@@ -222,6 +236,19 @@ class BatchLoop:
                 self._finish(session)
             elif session.outbox.qsize() > MAX_UNREAD:
                 self._end(session, _unread(session))
+        if self._tracer is not None:
+            self._trace(self._tracer, verdicts, waits, start)
+
+    @staticmethod
+    def _trace(
+        tracer: Tracer, verdicts: Sequence[tuple[Session, Verdict]], waits: Mapping[int, float], start: float
+    ) -> None:
+        tracer.mark(Phase.REPLY)
+        rounds = [session for session, verdict in verdicts if verdict.mode is Mode.ROUND and verdict.drafted]
+        for session in rounds:
+            # Until the plan began, whose own time is the step's.
+            tracer.round(Phase.QUEUE, start - waits[session.number], tracer.started_at, f"session {session.number}")
+        tracer.stepped(len(rounds))
 
     def _grant(self, session: Session, grant: Grant) -> Grant:
         self._observer.granted(session.service.name, session.mode, grant.mode, grant.length)

@@ -33,7 +33,8 @@ from specfleet.core.protocol import (
     Verdict,
     VerifyResponse,
 )
-from specfleet.core.types import LOCAL, Load, ModelInfo, ServiceClass
+from specfleet.core.trace import Phase, Tracer
+from specfleet.core.types import LOCAL, Load, Mode, ModelInfo, ServiceClass
 from specfleet.core.vocabulary import Vocabulary
 from verifier.loop import BatchLoop
 from verifier.observer import Observer, Silent
@@ -62,6 +63,7 @@ class Verifier:
         limits: Limits,
         name: str,
         observer: Observer | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self._loop = loop
         self._model = model
@@ -70,6 +72,7 @@ class Verifier:
         self._limits = limits
         self._name = name
         self._observer = observer or Silent()
+        self._tracer = tracer
         self._numbers = itertools.count(1)
         self._trouble = ""
 
@@ -153,13 +156,22 @@ class Verifier:
 
     async def _write(self, session: Session, stream: ServerStream) -> None:
         await stream.send(await self._opened(session))
+        lane = f"session {session.number}"
         async for message in self._messages(session):
+            if self._tracer is not None and isinstance(message, Verdict):
+                self._traced(self._tracer, message, lane)
             try:
                 async with asyncio.timeout(self._limits.idle_seconds):
                     await stream.send(message)
             except TimeoutError:
                 limit = self._limits.idle_seconds
                 raise StreamInterrupted(f"verdicts were not taken for {limit:g} s; go on behind what came") from None
+
+    @staticmethod
+    def _traced(tracer: Tracer, verdict: Verdict, lane: str) -> None:
+        """The verdict has waited for its turn since the step was over."""
+        if verdict.mode is Mode.ROUND and verdict.drafted:
+            tracer.round(Phase.REPLY, tracer.stepped_at, tracer.clock(), lane)
 
     async def _opened(self, session: Session) -> Opened:
         if session.finished is not None:

@@ -103,11 +103,12 @@ class Load:
         self._plan = plan
         self._clients = clients
         self._done = done
-        self._start = 0.0
+        self.start = 0.0
+        """`time.perf_counter` when the run began."""
 
     async def run(self) -> None:
         """Until every request has finished or failed; no failure of a request is raised."""
-        self._start = time.perf_counter()
+        self.start = time.perf_counter()
         waiting = iter(enumerate(self._plan.requests))
         async with asyncio.TaskGroup() as lanes:
             for lane in range(min(self._plan.lanes, len(self._plan.requests))):
@@ -158,4 +159,4 @@ class Load:
         )
 
     def _now(self) -> float:
-        return time.perf_counter() - self._start
+        return time.perf_counter() - self.start

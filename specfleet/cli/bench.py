@@ -16,8 +16,12 @@ from typing import Any
 
 import click
 
+from specfleet.bench import trace
 from specfleet.bench.arrivals import poisson
-from specfleet.bench.daemons import DaemonFigures, daemon_figures
+from specfleet.bench.breakdown import DEFINITIONS as BREAKDOWN_DEFINITIONS
+from specfleet.bench.breakdown import breakdown as phases
+from specfleet.bench.breakdown import check_traced
+from specfleet.bench.daemons import daemon_figures
 from specfleet.bench.figures import DEFINITIONS, figures
 from specfleet.bench.load import Load, Plan, Record, Request
 from specfleet.bench.prompts import read_prompts
@@ -72,8 +76,21 @@ SHOWN_POSITIONS = 8
 @click.option(
     "--metrics", multiple=True, metavar="HOST:PORT", help="A daemon's metrics, for what it alone knows; repeatable."
 )
+@click.option(
+    "--breakdown",
+    is_flag=True,
+    help="Where the time of rounds and steps went; needs --metrics of daemons that run with --trace.",
+)
+@click.option(
+    "--trace-out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.json",
+    help="A Chrome trace of the run, by daemons that run with --trace and whose --metrics are given.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as one object on the last line, too.")
-def command(metrics: tuple[str, ...], as_json: bool, **flags: Any) -> int | None:
+def command(
+    metrics: tuple[str, ...], breakdown: bool, trace_out: Path | None, as_json: bool, **flags: Any
+) -> int | None:
     """Put load on a running fleet and print what its users would have seen.
 
     \b
@@ -87,14 +104,25 @@ def command(metrics: tuple[str, ...], as_json: bool, **flags: Any) -> int | None
     plan = _plan(flags)
     fleet = _Fleet(flags.pop("servers"), client_arguments(flags), plan)
     before = _scrapes(metrics)
+    if breakdown:
+        check_traced(before)
+    if trace_out is not None:
+        _check_traces(before)
     interrupted = fleet.measure()
-    daemons = _daemons(before, metrics)
+    intervals = _intervals(before, metrics)
+    daemons = daemon_figures(intervals)
     if any(record.tokens for record in fleet.records):
         wall_s = time.perf_counter() - began
         found = figures(
             fleet.records, fleet.classes, daemons, streams=plan.streams, seed=flags["seed"] or 0, wall_s=wall_s
         )
         _show(found, fleet.records, len(plan.requests))
+        if breakdown:
+            found["breakdown"] = parts = phases(intervals)
+            _show_breakdown(parts)
+        if trace_out is not None:
+            written = trace.write(trace_out, [trace.fetch(one) for one in before], fleet.records, fleet.began)
+            click.echo(f"\n{written} spans in {trace_out}, for ui.perfetto.dev or chrome://tracing")
         if as_json:
             click.echo(json.dumps(found))
     if interrupted:
@@ -143,6 +171,11 @@ class _Fleet:
     def records(self) -> list[Record]:
         return self._load.records if self._load else []
 
+    @property
+    def began(self) -> float:
+        """`time.perf_counter` at time 0 of the records."""
+        return self._load.start if self._load else 0.0
+
     def measure(self) -> bool:
         """Returns True if Ctrl-C ended it. Raises ConnectionError_ before any load where a server does not answer."""
         try:
@@ -184,14 +217,22 @@ def _scrapes(addresses: Sequence[str]) -> list[Scrape]:
     return found
 
 
-def _daemons(before: Sequence[Scrape], addresses: Sequence[str]) -> DaemonFigures:
-    """A daemon that is gone after the run takes its figures with it, not the others."""
+def _check_traces(scrapes: Sequence[Scrape]) -> None:
+    """Raises ConfigurationError unless all that there are trace."""
+    if not scrapes:
+        raise ConfigurationError("--trace-out needs the --metrics of at least one daemon that runs with --trace")
+    for one in scrapes:
+        trace.fetch(one)
+
+
+def _intervals(before: Sequence[Scrape], addresses: Sequence[str]) -> list[Interval]:
+    """What happened at each daemon. One that is gone after the run takes its figures with it, not the others."""
     try:
         after = _scrapes(addresses)
     except ConnectionError_ as error:
         click.echo(f"specfleet: warning: {error}; its figures are left out", err=True)
-        return DaemonFigures()
-    return daemon_figures([Interval(*pair) for pair in zip(before, after, strict=True)])
+        return []
+    return [Interval(*pair) for pair in zip(before, after, strict=True)]
 
 
 # --- what people read ------------------------------------------------------------------------------------------------
@@ -212,6 +253,22 @@ def _show(found: dict[str, Any], records: Sequence[Record], planned: int) -> Non
         click.echo(f"{'failures':<14}{found['failures']}, the first: {first}")
     click.echo()
     for definition in DEFINITIONS:
+        click.echo(definition)
+
+
+def _show_breakdown(found: dict[str, Any]) -> None:
+    click.echo()
+    for what, count in (("round", found["rounds"]), ("step", found["steps"])):
+        seconds = found[f"{what}_s"]
+        known = [value for value in seconds.values() if value is not None]
+        if not known:
+            click.echo(f"no {what} in this run to break down")
+            continue
+        whole = math.fsum(known)
+        rows = [(phase, cell(value * 1e3, ".3f"), f"{value / whole:.1%}") for phase, value in seconds.items()]
+        click.echo(table((f"mean {what} of {count}", "ms", "share"), [*rows, ("all", cell(whole * 1e3, ".3f"), "")]))
+        click.echo()
+    for definition in BREAKDOWN_DEFINITIONS:
         click.echo(definition)
 
 

@@ -136,6 +136,8 @@ class DaemonConfig(BaseModel):
     """Number format; auto is float32 on the CPU and the model's own on a GPU."""
     drain_seconds: Annotated[float, Field(ge=0)] = 5.0
     """How long running generations may go on after SIGTERM."""
+    trace: bool = False
+    """Note where the time of each round goes, for specfleet bench --breakdown and --trace-out; served beside the metrics."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe log lines shown."""
 

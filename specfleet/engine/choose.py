@@ -12,6 +12,7 @@ import torch
 
 from specfleet.core.errors import InternalError
 from specfleet.core.step import Confidence, DraftDistribution, StepItem, StepResult
+from specfleet.core.trace import Phase, Tracer
 from specfleet.core.types import DRAFT_SUPPORT_LIMIT
 from specfleet.engine.acceptance import SparseDrafts, match, reject_batch
 from specfleet.engine.confidence import confidences
@@ -40,8 +41,9 @@ class Choice:
 class Chooser:
     """Applies both rules of acceptance. The generator serves the unseeded rule only."""
 
-    def __init__(self, device: torch.device, seed: int | None) -> None:
+    def __init__(self, device: torch.device, seed: int | None, tracer: Tracer | None = None) -> None:
         self.device = device
+        self._tracer = tracer
         self.generator = torch.Generator(device)
         self.generator.seed() if seed is None else self.generator.manual_seed(seed)
 
@@ -64,6 +66,8 @@ class Chooser:
             bad = [str(c.item.sequence) for c in choices if not all(finite[c.rows.start : c.rows.stop])]
             raise InternalError(f"the model's logits are not finite for sequences {', '.join(bad)}")
         tokens = targets.tolist()
+        if self._tracer is not None:
+            self._tracer.mark(Phase.SAMPLING)
         outcomes = {}
         for choice in choices:
             own = tokens[choice.rows.start : choice.rows.stop]

@@ -13,6 +13,7 @@ import torch
 
 from specfleet.core.errors import ConfigurationError, InvalidRequest, Overloaded, PromptTooLong
 from specfleet.core.step import PAGE_SIZE, StepItem, StepResult, Stop
+from specfleet.core.trace import Phase, Tracer
 from specfleet.engine.attention import AttentionContext
 from specfleet.engine.batch import Span, StepBatch, fixed_passes
 from specfleet.engine.choose import Choice, Chooser
@@ -75,18 +76,20 @@ class TorchEngine:
     """`specfleet.core.step.Engine` on torch. Between steps its methods are quick and may be called from any thread; while a
     step runs they wait for it. A step that was cancelled while it ran has still taken effect."""
 
-    def __init__(self, config: EngineConfig, model: LoadedModel | None = None) -> None:
-        """Load `config.model` (or take `model`, already loaded). Raises ModelLoadError or ConfigurationError."""
+    def __init__(self, config: EngineConfig, model: LoadedModel | None = None, tracer: Tracer | None = None) -> None:
+        """Load `config.model` (or take `model`, already loaded). Raises ModelLoadError or ConfigurationError. `tracer`: told
+        what the parts of a step took; on a GPU each is waited for then."""
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         self.config = config
         self.model = model or load(config.model, config.device, config.dtype, config.attention, config.quantize)
         self.counters = EngineCounters()
+        self._tracer = tracer
         self._pages = PageTable(config.pages)
         scratch = _FIXED_TOKENS // PAGE_SIZE if config.deterministic else 0
         self._scratch = range(config.pages, config.pages + scratch)  # pages that only padding writes to
         self._pool = KVPool(self.model.layers, config.pages + scratch, self.model.dtype, self.model.device)
-        self._chooser = Chooser(self.model.device, config.seed)
+        self._chooser = Chooser(self.model.device, config.seed, tracer)
         self._lock = threading.Lock()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="specfleet-engine")
 
@@ -207,6 +210,7 @@ class TorchEngine:
             self._roll_back(items, kept)
             self.counters.steps += 1
             self.counters.step_seconds += time.perf_counter() - began
+            self._mark(Phase.ACCEPTANCE)
             return results
 
     @torch.inference_mode()
@@ -232,11 +236,19 @@ class TorchEngine:
 
     def _run(self, batch: StepBatch) -> torch.Tensor:
         context = AttentionContext(batch, self._pool, self.model.backend, 1 if self.config.deterministic else None)
+        self._mark(Phase.BUILD)
         began = time.perf_counter()
         logits = self.model.run(context)
         self.counters.forward_seconds += time.perf_counter() - began
         self.counters.tokens += batch.tokens
+        self._mark(Phase.FORWARD)
         return logits
+
+    def _mark(self, phase: Phase) -> None:
+        if self._tracer is not None:
+            if self.model.device.type == "cuda":
+                torch.cuda.synchronize(self.model.device)
+            self._tracer.mark(phase)
 
     def _choose(self, items: Sequence[StepItem], before: Sequence[int], logits: torch.Tensor) -> list[StepResult]:
         choices, row = [], 0

@@ -14,6 +14,7 @@ from specfleet.core.address import is_loopback
 from specfleet.core.config import DaemonConfig
 from specfleet.core.errors import ConfigurationError
 from specfleet.core.generation import Generator
+from specfleet.core.trace import Tracer
 from specfleet.v1 import generation_pb2_grpc, verification_pb2_grpc
 from specfleet.wire import generation, verification
 from specfleet.wire.auth import Authentication, Guard, TokenFile
@@ -64,8 +65,8 @@ class Server:
         self._names: list[str] = []
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
 
-    def add_verification(self, backend: verification.VerificationBackend) -> None:
-        service = verification.VerificationService(backend)
+    def add_verification(self, backend: verification.VerificationBackend, tracer: Tracer | None = None) -> None:
+        service = verification.VerificationService(backend, tracer)
         verification_pb2_grpc.add_VerificationServiceServicer_to_server(service, self._server)
         self._names.append(verification.SERVICE)
 

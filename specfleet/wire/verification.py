@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, cast
 
@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 
 from specfleet.core.errors import Cancelled, InvalidRequest
 from specfleet.core.protocol import ServerStream, VerifyRequest, VerifyResponse
+from specfleet.core.trace import Phase, Tracer
 from specfleet.core.types import Load, ModelInfo
 from specfleet.v1 import verification_pb2 as pb
 from specfleet.v1 import verification_pb2_grpc as rpc
@@ -27,6 +28,8 @@ PIECE_BYTES = 1024 * 1024
 STATUS_TRIES = 1000
 """Milliseconds to wait for the status of a call that has ended."""
 
+A = TypeVar("A")
+B = TypeVar("B")
 T = TypeVar("T")
 
 
@@ -45,13 +48,14 @@ class VerificationBackend(Protocol):
 
 
 class VerificationService(rpc.VerificationServiceServicer):
-    def __init__(self, backend: VerificationBackend) -> None:
+    def __init__(self, backend: VerificationBackend, tracer: Tracer | None = None) -> None:
         self._backend = backend
+        self._tracer = tracer
 
     async def Verify(self, request_iterator: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:  # noqa: N802
         async with answering(context):
             await begin(context)
-            await self._backend.serve(_GrpcServerStream(context), caller())
+            await self._backend.serve(_GrpcServerStream(context, self._tracer), caller())
 
     async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:  # noqa: N802
         async with answering(context):
@@ -73,34 +77,36 @@ class VerificationService(rpc.VerificationServiceServicer):
 class _GrpcServerStream:
     """ServerStream over one RPC's context."""
 
-    def __init__(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    def __init__(self, context: grpc.aio.ServicerContext[Any, Any], tracer: Tracer | None) -> None:
         self._context = context
+        self._tracer = tracer
 
     async def receive(self) -> VerifyRequest | None:
         try:
             message = await self._context.read()
         except DecodeError:
             raise InvalidRequest.field("message", "is no VerifyRequest: its bytes cannot be decoded") from None
-        return None if message is grpc.aio.EOF else codec.verify_request_from_proto(message)
+        return None if message is grpc.aio.EOF else _coded(self._tracer, codec.verify_request_from_proto, message)
 
     async def send(self, message: VerifyResponse) -> None:
-        await self._context.write(codec.verify_response_to_proto(message))
+        await self._context.write(_coded(self._tracer, codec.verify_response_to_proto, message))
 
 
 class GrpcVerifierConnection:
     """VerifierConnection over gRPC."""
 
-    def __init__(self, target: str, credentials: Credentials = PLAIN) -> None:
+    def __init__(self, target: str, credentials: Credentials = PLAIN, tracer: Tracer | None = None) -> None:
         """Raises ConfigurationError for what is not HOST:PORT, and where plaintext would leave this machine."""
         self._target = target
         self._dialer = Dialer(target, credentials)
+        self._tracer = tracer
 
     @property
     def target(self) -> str:
         return self._target
 
     async def verify(self) -> _GrpcClientStream:
-        return _GrpcClientStream(self._stub.Verify(metadata=self._dialer.metadata()), self._target)
+        return _GrpcClientStream(self._stub.Verify(metadata=self._dialer.metadata()), self._target, self._tracer)
 
     async def model(self) -> ModelInfo:
         call = self._stub.GetModel(pb.GetModelRequest(), timeout=10, metadata=self._dialer.metadata())
@@ -143,8 +149,9 @@ class _GrpcClientStream:
     one, and the first true status is noted when it comes.
     """
 
-    def __init__(self, call: Any, target: str) -> None:
+    def __init__(self, call: Any, target: str, tracer: Tracer | None) -> None:
         self._call = call
+        self._tracer = tracer
         self._target = target
         self._messages = aiter(call)
         self._given_up = False
@@ -154,7 +161,7 @@ class _GrpcClientStream:
     async def send(self, message: VerifyRequest) -> None:
         """Sending to a stream that has ended raises its error if that is known by now; else `receive` will tell."""
         try:
-            await self._call.write(codec.verify_request_to_proto(message))
+            await self._call.write(_coded(self._tracer, codec.verify_request_to_proto, message))
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             self._note(self._call)
             self._check()
@@ -171,7 +178,7 @@ class _GrpcClientStream:
                 raise Cancelled("the stream was given up") from None
             raise
         if message is not None:
-            return codec.verify_response_from_proto(message)
+            return _coded(self._tracer, codec.verify_response_from_proto, message)
         await self._ended()
         self._check()
         return None
@@ -199,6 +206,10 @@ class _GrpcClientStream:
         if self._status is not None and self._status.code is not grpc.StatusCode.OK:
             code, details, trailers = self._status.code, self._status.details, self._status.trailers
             raise from_status(code, details or code.name, tuple(trailers or ()), peer=self._target)
+
+
+def _coded(tracer: Tracer | None, code: Callable[[A], B], message: A) -> B:
+    return code(message) if tracer is None else tracer.timed(Phase.SERIALIZATION, code, message)
 
 
 @dataclass(frozen=True, slots=True)

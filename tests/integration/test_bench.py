@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from support.daemons import Daemon, fleet
+from specfleet.core.trace import Phase
+from support.daemons import Daemon, fleet, running, start_drafter, start_verifier
 from support.pair import OWN_PROMPTS
 
 Fleet = tuple[Daemon, ...]
@@ -107,3 +108,30 @@ def test_status_under_load(daemons: Fleet) -> None:
     assert row["steps_per_s"] > 0 and row["tokens_per_s"]["accepted"] > 0 and 0 < row["acceptance_rate"] <= 1
     assert row["mean_batch"] >= 1 and sum(row["sessions"].values()) >= 1 and sum(row["kv_pages"].values()) > 0
     assert drafting["drafted_per_s"] > 0 and drafting["round_trip_s"] > 0 and 0 <= drafting["discarded_share"] <= 1
+
+
+def test_where_the_time_of_rounds_goes(tmp_path: Path) -> None:
+    """With --trace a round's phases add up to the time between its verdicts, a step's to its duration, and the trace has a bar
+    for every phase of each daemon; without it nothing of that is exported."""
+    path = tmp_path / "trace.json"
+    with running(start_verifier("--speculation", "fixed:4", "--trace")) as verifier:
+        with running(start_drafter(verifier, "--no-ahead", "--trace")) as drafter:
+            found = bench((verifier, drafter), "--breakdown", "--trace-out", str(path))
+            parts, events = found["breakdown"], json.loads(path.read_text())["traceEvents"]
+            steps = verifier.metric("specfleet_verifier_step_seconds_sum")
+        with running(start_drafter(verifier)) as silent:
+            refused = specfleet("bench", "--server", silent.address, *endpoints((verifier, silent)), "--breakdown")
+    rounds, step = parts["round_s"], parts["step_s"]
+
+    assert 2 == refused.returncode and "start it with --trace" in refused.stderr
+    assert all(seconds >= 0.0 for seconds in (*rounds.values(), *step.values())), parts
+    assert min(rounds["drafting"], rounds["forward"], rounds["serialization"], step["build"], step["sampling"]) > 0.0
+    assert 0 < parts["rounds"] <= found["rounds"]
+    # What the daemon calls a step is what the engine does, and the way there and back.
+    engine = sum(step[phase] for phase in ("build", "forward", "sampling", "acceptance"))
+    assert engine * parts["steps"] == pytest.approx(steps, rel=0.2)
+    # Four lanes, each nearly always in a round.
+    in_rounds = sum(rounds.values()) * parts["rounds"]
+    assert 0.5 * 4 < in_rounds / found["duration_s"] <= 4.0
+    drawn = {one["name"] for one in events if one["ph"] == "X"}
+    assert {phase.value for phase in Phase} - {"network"} == drawn
