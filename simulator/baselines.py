@@ -20,8 +20,8 @@ from scheduler import Plan, Scheduler, SchedulerConfig, batching, speculation
 from scheduler.step_time import StepTimeModel
 from scheduler.types import SessionRecord
 from scheduler.view import View
-from specfleet.core.config import nearest
 from specfleet.core.errors import ConfigurationError
+from specfleet.core.words import nearest
 
 STATIC_BATCH = 8
 """Sessions in SLED's batch, no more and, as long as so many are open, no fewer."""

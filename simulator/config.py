@@ -24,9 +24,9 @@ from scheduler.routing import POLICIES as ROUTING
 from simulator.baselines import Policy, policy
 from simulator.distributions import Distribution, Drawn, constant
 from simulator.machine import CARDS, MODELS, Machine, Parallel, Roofline, Shape, Terms, load_profile
-from specfleet.core.config import nearest
 from specfleet.core.errors import ConfigurationError
 from specfleet.core.types import ServiceClass
+from specfleet.core.words import nearest
 
 Seconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]

@@ -16,7 +16,7 @@ from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema
 from pydantic_core.core_schema import no_info_plain_validator_function, plain_serializer_function_ser_schema
 
-from specfleet.core.config import nearest
+from specfleet.core.words import nearest
 
 Draw = Callable[[random.Random], float]
 PAIRS = {"uniform": ("low", "high"), "log_uniform": ("low", "high")}

@@ -14,8 +14,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from simulator.config import Simulation
-from specfleet.core.config import nearest
 from specfleet.core.errors import ConfigurationError
+from specfleet.core.words import nearest
 
 CONFIGS = files("simulator") / "configs"
 Document = dict[str, Any]

@@ -14,8 +14,8 @@ import numpy as np
 
 from scheduler.step_time import StepProfile
 from simulator.engine import BatchShape
-from specfleet.core.config import nearest
 from specfleet.core.errors import ConfigurationError
+from specfleet.core.words import nearest
 
 PROFILES = files("simulator") / "profiles"
 SHORTEST = 1e-5

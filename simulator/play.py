@@ -22,10 +22,10 @@ from simulator.device import Device
 from simulator.outages import outage
 from simulator.recorded import read_acceptance
 from simulator.sites import DIGEST, Frontend, Site, build, drafters
-from simulator.traces import Row as TraceRow
-from simulator.traces import read_trace
 from simulator.watch import Both, Nowhere, Sink
 from simulator.workload import Request, Requests, arrivals
+from specfleet.bench.traces import Row as TraceRow
+from specfleet.bench.traces import read_trace
 
 SETTLE_SECONDS = 60.0
 """After the last request's end: what is still on its way arrives, and verifiers let go of what they hold."""

@@ -1,4 +1,4 @@
-"""Figures of runs as PNG and SVG. The only module that needs matplotlib."""
+"""Figures of simulated runs as PNG and SVG. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -6,17 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from simulator.counters import Row
 from simulator.timeline import Timeline
-
-FORMATS = ("png", "svg")
-mpl.rcParams["svg.hashsalt"] = "specfleet"  # ids within the file do not change from run to run
-NO_DATE: Mapping[str, Mapping[str, Any]] = {"svg": {"Date": None}, "png": {}}
+from specfleet.bench import plots
 
 
 def timeline(folder: Path, name: str, found: Timeline) -> list[Path]:
@@ -29,21 +24,16 @@ def timeline(folder: Path, name: str, found: Timeline) -> list[Path]:
     above.set(ylabel="verified tokens a round", title=name)
     below.set(ylabel="tokens/s", xlabel="seconds")
     above.legend(ncols=4, fontsize="x-small")
-    return _save(figure, folder, f"timeline-{_file(name)}")
+    return plots.save(figure, folder, f"timeline-{_file(name)}")
 
 
 def latencies(folder: Path, rows: Mapping[str, Sequence[Row]]) -> list[Path]:
-    """Distributions of TTFT and TPOT by policy: the share of requests that took at most so long."""
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    for axes, name in zip(figure.subplots(1, 2), ("ttft", "tpot"), strict=True):
-        for policy, own in rows.items():
-            values = np.sort([getattr(row, name) * 1e3 for row in own if row.outcome == "finished" and row.tokens > 1])
-            if len(values):
-                axes.step(values, np.arange(1, len(values) + 1) / len(values), where="post", label=policy)
-        axes.set(xlabel=f"{name.upper()}, ms", ylabel="share of requests", ylim=(0, 1))
-        _logarithmic(axes)
-        axes.legend(fontsize="small")
-    return _save(figure, folder, "latencies")
+    """Distributions of TTFT and TPOT by policy, over requests that finished."""
+    times = {
+        policy: [(row.ttft, row.tpot) for row in own if row.outcome == "finished" and row.tokens > 1]
+        for policy, own in rows.items()
+    }
+    return plots.latencies(folder, times)
 
 
 def capacity(folder: Path, tried: Mapping[str, Mapping[int, float]], load: str, wanted: float) -> list[Path]:
@@ -55,7 +45,7 @@ def capacity(folder: Path, tried: Mapping[str, Mapping[int, float]], load: str, 
     axes.axhline(wanted, color="grey", linewidth=0.8, linestyle="--")
     axes.set(xlabel=load, ylabel="requests within their class", ylim=(0, 1.02))
     axes.legend(fontsize="small")
-    return _save(figure, folder, "capacity")
+    return plots.save(figure, folder, "capacity")
 
 
 def grid(folder: Path, speeds: Mapping[str, Sequence[float]], cells: Sequence[str]) -> list[Path]:
@@ -68,25 +58,12 @@ def grid(folder: Path, speeds: Mapping[str, Sequence[float]], cells: Sequence[st
     axes.set_xticks(range(len(cells)), cells, rotation=90, fontsize=6)
     axes.set(ylabel=f"tokens/s relative to {next(iter(speeds))}")
     axes.legend(fontsize="small")
-    return _save(figure, folder, "grid")
+    return plots.save(figure, folder, "grid")
 
 
 def _smooth(values: Any) -> Any:
     return np.convolve(values, np.ones(5) / 5.0, mode="same")
 
 
-def _logarithmic(axes: Axes) -> None:
-    low, high = axes.get_xlim()
-    if low > 0.0 and high / low > 30.0:
-        axes.set_xscale("log")
-
-
 def _file(name: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "-." else "-" for letter in name)
-
-
-def _save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    paths = [folder / f"{name}.{kind}" for kind in FORMATS]
-    for path, kind in zip(paths, FORMATS, strict=True):
-        figure.savefig(path, dpi=130, metadata=dict(NO_DATE[kind]))
-    return paths

@@ -9,7 +9,7 @@ from itertools import count
 
 from simulator.config import Bursts, Tier, Workload
 from simulator.text import VOCABULARY
-from simulator.traces import BLOCK_TOKENS, Row
+from specfleet.bench.traces import BLOCK_TOKENS, Row
 
 FILLER = tuple((7 * place * place + 3 * place) % VOCABULARY for place in range(1 << 17))
 """What prompts hold behind the tokens that tell them apart."""

@@ -9,9 +9,10 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, InstanceOf, field_validator
 
 from scheduler.identities import Share
-from specfleet.core.config import DaemonConfig, HostPort, OptionalHostPort, nearest
+from specfleet.core.config import DaemonConfig, HostPort, OptionalHostPort
 from specfleet.core.errors import ConfigurationError
 from specfleet.core.types import ServiceClass
+from specfleet.core.words import nearest
 
 CLASS_KEYS = {"ttft": "ttft_seconds", "tpot": "tpot_seconds", "weight": "weight"}
 SHARE_KEYS = {"weight": "weight", "sessions": "sessions", "tokens-per-minute": "tokens_per_minute"}

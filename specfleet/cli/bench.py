@@ -4,38 +4,41 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import json
 import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import click
 
+from specfleet.bench import plan as plans
 from specfleet.bench import trace
-from specfleet.bench.arrivals import poisson
-from specfleet.bench.breakdown import DEFINITIONS as BREAKDOWN_DEFINITIONS
 from specfleet.bench.breakdown import breakdown as phases
 from specfleet.bench.breakdown import check_traced
 from specfleet.bench.daemons import daemon_figures
-from specfleet.bench.figures import DEFINITIONS, figures
-from specfleet.bench.load import Load, Plan, Record, Request
+from specfleet.bench.figures import figures
+from specfleet.bench.load import Load, Plan, Record
 from specfleet.bench.prompts import read_prompts
 from specfleet.bench.scrape import Interval, Scrape, scrape_all
+from specfleet.bench.traces import Row, read_trace
+from specfleet.cli.bench_tables import show, show_breakdown, show_sweep
 from specfleet.cli.demo import PROMPTS
+from specfleet.cli.folders import made
 from specfleet.cli.server import call_options, client_arguments, server_option
-from specfleet.cli.table import cell, table
 from specfleet.client import AsyncClient
 from specfleet.core.errors import ConfigurationError, ConnectionError_
+from specfleet.core.extras import need
 from specfleet.core.types import SamplingParams, ServiceClass
 
 INTERRUPTED = 130
-LANES = 8
-SHOWN_POSITIONS = 8
+MAX_TOKENS = 64
+LONGEST = 1_000_000
+"""Of a trace's outputs, where nobody said how long they may be."""
 
 
 @click.command("bench")
@@ -53,18 +56,45 @@ SHOWN_POSITIONS = 8
 )
 @click.option(
     "--rate",
+    "rates",
     type=float,
+    multiple=True,
     metavar="R|inf",
-    help="Open loop: Poisson arrivals, R requests per second; inf: all at once, or as --concurrency lets them.",
+    help="Open loop: Poisson arrivals, R requests per second; inf: all at once, or as --concurrency lets them. Repeat it "
+    "for a sweep, a run each.",
 )
 @click.option(
     "--concurrency",
+    "lanes",
+    type=click.IntRange(min=1),
+    multiple=True,
+    metavar="N",
+    help=f"Closed loop: N streams, each with one request at a time; with --rate R or --trace, most requests at a time. Repeat "
+    f"it for a sweep, a run each.  [default: {plans.LANES}; with --rate or --trace no limit]",
+)
+@click.option(
+    "--trace",
+    "recorded",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Open loop: the first requests of a trace (Azure's CSV, Mooncake's JSON lines) when they came and as long as they "
+    "were, of the words of --prompts.",
+)
+@click.option(
+    "--speed", type=float, default=1.0, show_default=True, metavar="X", help="Play the trace X times as fast."
+)
+@click.option(
+    "--max-prompt-tokens",
     type=click.IntRange(min=1),
     metavar="N",
-    help=f"Closed loop: N streams, each with one request at a time; with --rate R, most requests at a time.  "
-    f"[default: {LANES}; with --rate no limit]",
+    help="Cut the trace's prompts to about so many tokens.",
 )
-@click.option("--max-tokens", type=int, default=64, show_default=True, metavar="N", help="Length of each completion.")
+@click.option(
+    "--max-tokens",
+    type=int,
+    metavar="N",
+    help=f"Length of each completion; with --trace the most it may be.  [default: {MAX_TOKENS}; with --trace as recorded]",
+)
 @click.option("--temperature", type=float, default=0.0, show_default=True, metavar="X", help="0: the likeliest token.")
 @click.option("--ignore-eos", is_flag=True, help="Every completion as long as --max-tokens.")
 @click.option(
@@ -87,75 +117,157 @@ SHOWN_POSITIONS = 8
     metavar="FILE.json",
     help="A Chrome trace of the run, by daemons that run with --trace and whose --metrics are given.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the figures as one object on the last line, too.")
+@click.option("--plot", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help="Plots as PNG and SVG.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print the figures as one object on the last line, too; of a sweep a line each.",
+)
 def command(
-    metrics: tuple[str, ...], breakdown: bool, trace_out: Path | None, as_json: bool, **flags: Any
+    metrics: tuple[str, ...],
+    breakdown: bool,
+    trace_out: Path | None,
+    plot: Path | None,
+    as_json: bool,
+    **flags: Any,
 ) -> int | None:
     """Put load on a running fleet and print what its users would have seen.
 
     \b
     specfleet bench --requests 64 --concurrency 8
     specfleet bench --server edge-1:7700 --server edge-2:7700 --prompts prompts.jsonl --rate 4
+    specfleet bench --rate 1 --rate 2 --rate 4 --rate 8 --slo chat --plot plots
+    specfleet bench --trace azure.csv --requests 200 --speed 10 --max-prompt-tokens 1024
     specfleet bench --slo interactive --slo batch --metrics 127.0.0.1:7601 --metrics 127.0.0.1:7701 --json
 
     Ctrl-C ends it and prints what was measured so far.
     """
-    began = time.perf_counter()
-    plan = _plan(flags)
-    fleet = _Fleet(flags.pop("servers"), client_arguments(flags), plan)
-    before = _scrapes(metrics)
-    if breakdown:
-        check_traced(before)
-    if trace_out is not None:
-        _check_traces(before)
-    interrupted = fleet.measure()
-    intervals = _intervals(before, metrics)
-    daemons = daemon_figures(intervals)
-    if any(record.tokens for record in fleet.records):
-        wall_s = time.perf_counter() - began
+    if plot is not None:
+        need("matplotlib")
+        made(plot)
+    load, runs = _runs(flags)
+    if trace_out is not None and len(runs) > 1:
+        raise click.UsageError("--trace-out is of one run; leave the sweep out")
+    session = _Session(flags, metrics, breakdown, trace_out, as_json)
+    done = [session.run(at, plan) for at, plan in runs]
+    if len(runs) > 1:
+        show_sweep(load, session.sweep)
+        for line in session.lines:
+            click.echo(line)
+    if plot is not None and session.sweep:
+        _plot(plot, load, session)
+    return next(filter(None, done), None)
+
+
+def _runs(flags: dict[str, Any]) -> tuple[str, list[tuple[float, Plan]]]:
+    """What varies, and each run: its load and its plan. Raises what flags, prompts and traces are refused with."""
+    rates, lanes, recorded, count = (flags.pop(name) for name in ("rates", "lanes", "recorded", "requests"))
+    speed, longest = flags.pop("speed"), flags.pop("max_prompt_tokens")
+    for rate in rates:
+        if not rate > 0.0:
+            raise click.UsageError(f"--rate is {rate:g}, must be above 0 requests per second, or inf")
+    if not 0.0 < speed < math.inf:
+        raise click.UsageError(f"--speed is {speed:g}, must be a number above 0")
+    if recorded is not None and rates:
+        raise click.UsageError("--trace says when requests come, and so does --rate; give one of them")
+    if len(rates) > 1 and len(lanes) > 1:
+        raise click.UsageError("a sweep is over --rate or over --concurrency; repeat one of them only")
+    wanted = _wanted(flags, MAX_TOKENS if recorded is None else LONGEST)
+    if recorded is not None:
+        rows: list[Row] = read_trace(recorded, count)
+        return "streams", [
+            (float(one or len(rows)), plans.replay(wanted, rows, speed, one, longest)) for one in lanes or (None,)
+        ]
+    if len(lanes) > 1:
+        rate = rates[0] if rates else None
+        return "streams", [(float(one), plans.plan(wanted, count, rate, one)) for one in lanes]
+    one_lane = lanes[0] if lanes else None
+    if not rates:
+        return "streams", [(float(one_lane or plans.LANES), plans.plan(wanted, count, None, one_lane))]
+    return "requests/s", [(rate, plans.plan(wanted, count, rate, one_lane)) for rate in rates]
+
+
+def _wanted(flags: dict[str, Any], max_tokens: int) -> plans.Wanted:
+    file = flags["file"]
+    return plans.Wanted(
+        prompts=read_prompts(file) if file else tuple(PROMPTS),
+        classes=flags["classes"] or ("",),
+        sampling=SamplingParams(
+            max_tokens=max_tokens if flags["max_tokens"] is None else flags["max_tokens"],
+            temperature=flags["temperature"],
+            ignore_eos=flags["ignore_eos"],
+            seed=flags["seed"],
+        ),
+    )
+
+
+@dataclass(slots=True)
+class _Session:
+    """All runs of one command."""
+
+    flags: dict[str, Any]
+    metrics: tuple[str, ...]
+    breakdown: bool
+    trace_out: Path | None
+    as_json: bool
+    sweep: list[tuple[float, dict[str, Any]]] = field(default_factory=list)
+    """(load, figures) of each run that brought tokens."""
+    times: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    """(ttft, tpot) of each finished request, by load."""
+    lines: list[str] = field(default_factory=list)
+    """The figures as JSON, again, for the end of a sweep's output."""
+
+    def run(self, at: float, plan: Plan) -> int | None:
+        """Measure and show; returns an exit code if it was interrupted. Raises the first error where nothing finished."""
+        began = time.perf_counter()
+        fleet = _Fleet(self.flags["servers"], client_arguments(dict(self.flags)), plan)
+        before = _scrapes(self.metrics)
+        if self.breakdown:
+            check_traced(before)
+        if self.trace_out is not None:
+            _check_traces(before)
+        interrupted = fleet.measure()
+        if any(record.tokens for record in fleet.records):
+            self._show(at, plan, fleet, _intervals(before, self.metrics), began)
+            if self.trace_out is not None:
+                spans = [trace.fetch(one) for one in before]
+                written = trace.write(self.trace_out, spans, fleet.records, fleet.began)
+                click.echo(f"\n{written} spans in {self.trace_out}, for ui.perfetto.dev or chrome://tracing")
+            if self.as_json:
+                click.echo(self.lines[-1])
+        if interrupted:
+            return INTERRUPTED
+        if not any(record.finished for record in fleet.records):
+            raise next(record.error for record in fleet.records if record.error is not None)
+        return None
+
+    def _show(self, at: float, plan: Plan, fleet: _Fleet, intervals: Sequence[Interval], began: float) -> None:
         found = figures(
-            fleet.records, fleet.classes, daemons, streams=plan.streams, seed=flags["seed"] or 0, wall_s=wall_s
+            fleet.records,
+            fleet.classes,
+            daemon_figures(intervals),
+            streams=plan.streams,
+            seed=self.flags["seed"] or 0,
+            wall_s=time.perf_counter() - began,
         )
-        _show(found, fleet.records, len(plan.requests))
-        if breakdown:
+        found["load"] = at
+        show(found, fleet.records, len(plan.requests))
+        if self.breakdown:
             found["breakdown"] = parts = phases(intervals)
-            _show_breakdown(parts)
-        if trace_out is not None:
-            written = trace.write(trace_out, [trace.fetch(one) for one in before], fleet.records, fleet.began)
-            click.echo(f"\n{written} spans in {trace_out}, for ui.perfetto.dev or chrome://tracing")
-        if as_json:
-            click.echo(json.dumps(found))
-    if interrupted:
-        return INTERRUPTED
-    if not any(record.finished for record in fleet.records):
-        raise next(record.error for record in fleet.records if record.error is not None)
-    return None
+            show_breakdown(parts)
+        self.sweep.append((at, found))
+        self.times[f"{at:g}"] = [(one.ttft, one.tpot) for one in fleet.records if one.finished and one.tokens > 1]
+        self.lines.append(json.dumps(found))
 
 
-def _plan(flags: dict[str, Any]) -> Plan:
-    """Raises what `--prompts`, `--rate` and SamplingParams are refused with."""
-    rate, lanes, count, seed = (flags[name] for name in ("rate", "concurrency", "requests", "seed"))
-    if rate is not None and not rate > 0.0:
-        raise click.UsageError(f"--rate is {rate:g}, must be above 0 requests per second, or inf")
-    prompts = itertools.cycle(read_prompts(flags["file"]) if flags["file"] else PROMPTS)
-    classes = itertools.cycle(flags["classes"] or ("",))
-    open_loop = rate is not None and math.isfinite(rate)
-    moments: Sequence[float | None] = poisson(rate, count, seed or 0) if open_loop else [None] * count
-    requests = tuple(
-        Request(next(prompts), _sampling(flags, number), next(classes), due) for number, due in enumerate(moments)
-    )
-    if lanes is None:
-        lanes = LANES if rate is None else count
-    return Plan(requests, lanes, closed=rate is None or (not open_loop and flags["concurrency"] is not None))
+def _plot(folder: Path, load: str, session: _Session) -> None:
+    # Imported here: it takes a second, and most runs draw nothing.
+    from specfleet.bench import plots
 
-
-def _sampling(flags: dict[str, Any], number: int) -> SamplingParams:
-    return SamplingParams(
-        max_tokens=flags["max_tokens"],
-        temperature=flags["temperature"],
-        ignore_eos=flags["ignore_eos"],
-        seed=None if flags["seed"] is None else flags["seed"] + number,
-    )
+    plots.latencies(folder, {f"{at} {load}": times for at, times in session.times.items()})
+    if len(session.sweep) > 1:
+        plots.sweep(folder, load, session.sweep)
 
 
 class _Fleet:
@@ -233,77 +345,3 @@ def _intervals(before: Sequence[Scrape], addresses: Sequence[str]) -> list[Inter
         click.echo(f"specfleet: warning: {error}; its figures are left out", err=True)
         return []
     return [Interval(*pair) for pair in zip(before, after, strict=True)]
-
-
-# --- what people read ------------------------------------------------------------------------------------------------
-
-
-def _show(found: dict[str, Any], records: Sequence[Record], planned: int) -> None:
-    finished = sum(record.finished for record in records)
-    click.echo(
-        f"{finished} of {planned} requests in {found['clients']} streams, {found['tokens']} tokens in "
-        f"{found['duration_s']:.1f} s; policy {found['policy'] or '–'}, seed {found['seed']}\n"
-    )
-    click.echo(_times(found))
-    click.echo()
-    for name, text in _lines(found):
-        click.echo(f"{name:<14}{text}")
-    first = next((record.error for record in records if record.error is not None), None)
-    if first is not None:
-        click.echo(f"{'failures':<14}{found['failures']}, the first: {first}")
-    click.echo()
-    for definition in DEFINITIONS:
-        click.echo(definition)
-
-
-def _show_breakdown(found: dict[str, Any]) -> None:
-    click.echo()
-    for what, count in (("round", found["rounds"]), ("step", found["steps"])):
-        seconds = found[f"{what}_s"]
-        known = [value for value in seconds.values() if value is not None]
-        if not known:
-            click.echo(f"no {what} in this run to break down")
-            continue
-        whole = math.fsum(known)
-        rows = [(phase, cell(value * 1e3, ".3f"), f"{value / whole:.1%}") for phase, value in seconds.items()]
-        click.echo(table((f"mean {what} of {count}", "ms", "share"), [*rows, ("all", cell(whole * 1e3, ".3f"), "")]))
-        click.echo()
-    for definition in BREAKDOWN_DEFINITIONS:
-        click.echo(definition)
-
-
-def _times(found: dict[str, Any]) -> str:
-    rows = {"ttft": found["ttft_s"], "tpot": found["tpot_s"], "e2e": found["e2e_s"]}
-    if found["verifier"]["busy"] is not None:
-        rows["step"] = found["verifier"]["step_s"]
-    header = ("milliseconds", "p50", "p95", "p99")
-    return table(header, [(name, *(_ms(row[percent]) for percent in header[1:])) for name, row in rows.items()])
-
-
-def _ms(seconds: float | None) -> str:
-    return cell(None if seconds is None else seconds * 1000.0, ".1f")
-
-
-def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    yield "tokens/s", f"{found['tokens_per_s']:.1f}"
-    yield (
-        "per stream",
-        f"geometric mean {cell(found['geomean_tokens_per_s'], '.1f')}, least {cell(found['min_tokens_per_s'], '.1f')} "
-        f"tokens/s, Jain's index {cell(found['jain'], '.3f')}",
-    )
-    yield "goodput", f"{found['goodput_requests_per_s']:.2f} requests/s, {found['goodput_tokens_per_s']:.1f} tokens/s"
-    for name, kept in found["slo"].items():
-        yield f"class {name}" if name else "no class", f"{kept['requests']} requests, {kept['attained']:.1%} attained"
-    places = " ".join(f"{share:.2f}" for share in found["accepted_per_position"][:SHOWN_POSITIONS])
-    yield (
-        "speculation",
-        f"acceptance {cell(found['acceptance_rate'], '.3f')}, mean accepted length "
-        f"{cell(found['mean_accepted_length'], '.2f')}, {found['rounds']} rounds, by position {places or '–'}",
-    )
-    wasted = found["wasted_draft_tokens"]
-    yield "wasted drafts", ", ".join(f"{name} {cell(count, 'd')}" for name, count in wasted.items())
-    verifier = found["verifier"]
-    if verifier["busy"] is not None:
-        yield "verifier", f"busy {verifier['busy']:.1%}, mean batch {cell(verifier['mean_batch'], '.2f')} sequences"
-    if found["resumes"]:
-        yield "resumes", str(found["resumes"])

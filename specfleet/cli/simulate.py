@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from specfleet.cli.folders import made
 from specfleet.cli.table import cell, table
-from specfleet.core.errors import ConfigurationError
 from specfleet.core.extras import need
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def command(
     found = cells({**read(path), **_changes(policies, seeds)}, path)
     for folder in (plot, out):
         if folder is not None:
-            _made(folder)
+            made(folder)
     with ExitStack() as stack:
         session = Session(path, as_json, plot, out)
         if out is not None:
@@ -95,13 +95,6 @@ def command(
 def _changes(policies: Sequence[str], seeds: int | None) -> dict[str, Any]:
     said: dict[str, Any] = {"policies": list(policies)} if policies else {}
     return said if seeds is None else {**said, "seeds": list(range(seeds))}
-
-
-def _made(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigurationError(f"cannot make the folder {folder}: {error.strerror}") from None
 
 
 @dataclass(slots=True)

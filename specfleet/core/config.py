@@ -15,13 +15,12 @@ configuration modules only; the SDK does without.
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -43,6 +42,7 @@ from pydantic_core.core_schema import no_info_after_validator_function
 
 from specfleet.core.address import is_address
 from specfleet.core.errors import ConfigurationError
+from specfleet.core.words import nearest
 
 SECTIONS = ("verifier", "drafter")
 """Tables that a configuration file may hold, so that one file can serve a whole machine."""
@@ -156,12 +156,6 @@ def describe(config: BaseModel) -> list[str]:
     """The resolved configuration as `key = value` lines; secrets are masked."""
     fields = type(config).model_fields
     return [f"{name} = {_shown(field, getattr(config, name))}" for name, field in fields.items()]
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """ "; did you mean X?", or "" where nothing is near."""
-    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {found[0]}?" if found else ""
 
 
 def flag_name(key: str) -> str:

@@ -96,6 +96,45 @@ def test_bench(server: str) -> None:
     assert figures["wall_s"] > figures["duration_s"] > 0
 
 
+def test_bench_sweeps(server: str, tmp_path: Path) -> None:
+    """A rate each time it is said: a run each, a table of all in the end, an object a line, and plots."""
+    rates = [word for rate in ("50", "100", "200") for word in ("--rate", rate)]
+    arguments = ("--requests", "6", "--max-tokens", "4", "--plot", str(tmp_path / "plots"), "--json")
+    found = specfleet("bench", "--server", server, *rates, *arguments)
+    runs = [json.loads(line) for line in found.stdout.splitlines()[-3:]]
+
+    assert (0, "") == (found.returncode, found.stderr)
+    assert [50.0, 100.0, 200.0] == [run["load"] for run in runs]
+    assert {24} == {run["tokens"] for run in runs}
+    assert 3 == found.stdout.count("6 of 6 requests in 6 streams") and "requests/s kept" in found.stdout
+    assert {"latencies.png", "latencies.svg", "sweep.png", "sweep.svg"} == {
+        path.name for path in (tmp_path / "plots").iterdir() if path.stat().st_size > 1000
+    }
+
+
+@pytest.mark.asyncio
+async def test_bench_plays_a_trace(tmp_path: Path) -> None:
+    """Requests come when the trace says, times the speed, as long as it says up to the limits."""
+    path = tmp_path / "azure.csv"
+    path.write_text(
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.0,8,3\n2023-11-16 18:15:50.0,400,9\n"
+        "2023-11-16 18:15:56.0,8,2\n"
+    )
+    counter = Counter()
+    limits = ("--speed", "10", "--max-prompt-tokens", "40", "--max-tokens", "5", "--requests", "3")
+    async with serving(counter) as address:
+        found = await asyncio.to_thread(
+            specfleet, "bench", "--server", address, "--trace", str(path), *limits, "--json"
+        )
+    figures = last_object(found)
+
+    assert [(6, 3), (30, 5), (6, 2)] == [
+        (len((one.prompt or "").split()), one.sampling.max_tokens) for one in counter.requests
+    ]
+    assert (3, 10) == (figures["clients"], figures["tokens"])
+    assert figures["duration_s"] >= 1.0
+
+
 @pytest.mark.asyncio
 async def test_bench_asks_as_it_is_told(tmp_path: Path) -> None:
     """Prompts of the file over and over, classes in turn, seeds one after another; at a rate each request is a stream."""
@@ -190,6 +229,14 @@ async def test_bench_interrupted_shows_what_there_is() -> None:
         (("--rate", "nan"), "--rate is nan, must be above 0"),
         (("--rate", "fast"), "'fast' is not a valid float"),
         (("--concurrency", "0"), "0 is not in the range x>=1"),
+        (("--rate", "1", "--rate", "2", "--concurrency", "1", "--concurrency", "2"), "repeat one of them only"),
+        (("--rate", "1", "--rate", "2", "--trace-out", "t.json"), "--trace-out is of one run; leave the sweep out"),
+        (("--trace", "/nowhere.csv"), "cannot read the trace /nowhere.csv: No such file"),
+        (("--trace", "/nowhere.csv", "--rate", "1"), "--trace says when requests come, and so does --rate"),
+        (("--speed", "0"), "--speed is 0, must be a number above 0"),
+        (("--plot", "/dev/null/x"), "cannot make the folder /dev/null/x"),
+        (("--breakdown",), "--breakdown needs the metrics of a verifier; give its --metrics HOST:PORT, too"),
+        (("--trace-out", "t.json"), "--trace-out needs the --metrics of at least one daemon"),
         (("--requests", "0"), "0 is not in the range x>=1"),
         (("--max-tokens", "0"), "max_tokens: is 0, must be at least 1"),
         (("--temperature", "-1"), "temperature: is -1.0, must be between 0 and 100"),

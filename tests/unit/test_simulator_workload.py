@@ -12,8 +12,8 @@ import pytest
 from simulator.config import Workload
 from simulator.distributions import parse
 from simulator.recorded import Recorded, read_acceptance
-from simulator.traces import read_trace
 from simulator.workload import Requests, arrivals
+from specfleet.bench.traces import read_trace
 from specfleet.core.errors import ConfigurationError
 
 AZURE = """TIMESTAMP,ContextTokens,GeneratedTokens
