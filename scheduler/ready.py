@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from scheduler.types import SessionRecord
 from specfleet.core.types import Mode
@@ -104,6 +104,11 @@ class ReadyQueue:
         self._waiting: dict[int, SessionRecord] = {}
         self._deadlines: list[tuple[float, int]] = []
         """A heap. An entry counts only while its session still waits for that very deadline."""
+
+    @property
+    def waiting(self) -> Collection[SessionRecord]:
+        """Those that wait for their draft."""
+        return self._waiting.values()
 
     def place(self, record: SessionRecord, now: float) -> None:
         """To be called whenever something has happened to the session."""

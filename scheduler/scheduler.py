@@ -171,13 +171,17 @@ class Scheduler:
             self._speculation.closed(record)
 
     def plan(self, now: float, free_pages: int) -> Plan:
-        """The next step: never more than `max_step_tokens` tokens or `free_pages` pages, no session twice.
+        """The next step: never more than `max_step_tokens` tokens or `free_pages` pages, no session twice. While somebody is
+        ready it is empty only for a moment, until `wake_at`, where the batching policy finds a draft worth waiting for.
 
         When nobody who is ready finds a page, the session that came last gives its pages back and waits.
         """
         ready = self._queue.at(now)
         if not len(ready):
             return Plan(wake_at=self._queue.next_deadline())
+        until = self._batching.pause(ready, self._queue.waiting, now)
+        if until is not None:
+            return Plan(wake_at=until)
         budget = StepBudget(self.config.max_step_tokens, free_pages, self.config.page_size)
         self._batching.fill(ready, budget, now)
         if budget.items:

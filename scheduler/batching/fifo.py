@@ -3,10 +3,11 @@ quarter of the step at least, so that neither starves the other; what prefill le
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from operator import attrgetter
 
 from scheduler.budget import StepBudget
+from scheduler.ready import Ready
 from scheduler.types import SessionRecord
 
 PREFILL_SHARE = 4
@@ -14,6 +15,9 @@ PREFILL_SHARE = 4
 
 
 class Fifo:
+    def pause(self, ready: Ready, waiting: Collection[SessionRecord], now: float) -> None:
+        """Never."""
+
     def fill(self, ready: Iterable[SessionRecord], budget: StepBudget, now: float) -> None:
         take_in_order(sorted(ready, key=attrgetter("ready_at", "session")), budget)
 

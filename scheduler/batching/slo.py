@@ -13,8 +13,8 @@ as well. In this order sessions are taken:
 
 While somebody who could keep its pace is late, or waits for a first token that was promised, sessions that are ahead of their
 pace stand back (pacing); not for those for whom there are no pages, which time does not help. A prompt is begun only if there
-are pages for all of it. A step is never empty while anybody is ready: what all that leaves out comes in at the end if nothing
-else has.
+are pages for all of it. A step is never empty: what all that leaves out comes in at the end if nothing else has. But it may
+wait a moment, no longer than its fixed part, for a draft that is almost there (pause.py).
 
 After WISP (arXiv 2601.11652) and AdaServe's required progress; pacing and the shared price of time are ours.
 """
@@ -23,8 +23,9 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
+from scheduler.batching.pause import worth_waiting
 from scheduler.budget import StepBudget
 from scheduler.identities import Identity
 from scheduler.ready import Ready
@@ -49,8 +50,23 @@ PREFILL_SHARE = 2
 class Slo:
     def __init__(self, view: View) -> None:
         self._view = view
+        self._paused_at: float | None = None
+        """Since when nobody was served, for a draft to come."""
         self._lost = 0
         """Steps in which somebody was late whose pace no step could keep, as far as is known."""
+
+    def pause(self, ready: Ready, waiting: Collection[SessionRecord], now: float) -> float | None:
+        """Of all pauses before a step no longer than its fixed part; none while anybody who is ready is due."""
+        fixed, started = self._view.step_time.coefficients[0], self._paused_at
+        until = None
+        if not (ready.targets and ready.due_before(now + HORIZON * self._view.step_seconds.value, 1)[0]):
+            until = worth_waiting(ready, waiting, now, float(fixed))
+        if until is None or (started is not None and until > started + fixed):
+            self._paused_at = None
+            return None
+        if started is None:
+            self._paused_at = now
+        return until
 
     def fill(self, ready: Ready, budget: StepBudget, now: float) -> None:
         if not ready.targets and _take_all(ready, budget):

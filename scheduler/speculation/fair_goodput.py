@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from scheduler.batching.pause import NEAR
 from scheduler.speculation.governor import Governor
 from scheduler.types import ItemOutcome, Outcome, SessionRecord
 from scheduler.view import View
@@ -255,7 +256,7 @@ class FairGoodput:
         costs, price, rate, step = self._costs, self.price, record.acceptance.rate, self._costs.step
         busy = self._busy if len(self._view.records) > 1 else 0.0
         gpu = costs.token + costs.context * record.known
-        beyond = rate / (1.0 - rate)
+        beyond, held = rate / (1.0 - rate), NEAR * costs.step_fixed
         away = trip
         tokens = survival = 1.0
         best, found = -math.inf, (1, tokens, gpu, trip + step, 0.0)
@@ -264,7 +265,7 @@ class FairGoodput:
             tokens += survival
             gpu += costs.token
             away += draft
-            wait = busy * (math.ceil(away / step) * step - away) if busy else 0.0
+            wait = busy * (math.ceil(away / step) * step - away) if busy and away > held else 0.0
             seconds = away + wait + step
             value = (weight * tokens - price * gpu) / seconds
             if value > best:

@@ -56,9 +56,12 @@ class Crowd:
     trial_at: float
     pause: float = FIRST_TRIAL
     """Windows between this trial and the next."""
+    tried: bool = False
+    """What is better is known."""
 
     def learn(self, ratio: float, now: float, window: float) -> None:
         """What is usually avoided earned so many times what is usual."""
+        self.tried = True
         loss = abs(1.0 - min(ratio, 1.0 / ratio))
         rarest = min(RAREST_TRIAL, max(COMMON_TRIAL, loss / TRIAL_LOSS))
         if ratio > BETTER:
@@ -146,13 +149,15 @@ class Governor:
         self._open(self._crowds[size].drafting, now)
 
     def _guess(self, size: int) -> bool:
-        """Whether a crowd of unknown habits drafts: the more there are, the less it pays. A few users have the verifier to
-        themselves; many keep it busy alone, and lose more by a wrong beginning than by a late one."""
+        """Whether a crowd of unknown habits drafts: the more there are, the less it pays. So does one half as large where that
+        was seen to pay. Else a few users have the verifier to themselves, and many keep it busy alone and lose more by a
+        wrong beginning than by a late one."""
         if any(crowd.drafting for other, crowd in self._crowds.items() if other > size):
             return True
-        if any(not crowd.drafting for other, crowd in self._crowds.items() if other < size):
+        if any(not crowd.drafting for other, crowd in self._crowds.items() if other < size and crowd.tried):
             return False
-        return size < LARGE
+        smaller = self._crowds.get(size - 1)
+        return size < LARGE or (smaller is not None and smaller.tried and smaller.drafting)
 
     def _end(self, crowd: Crowd, rate: float, now: float) -> None:
         """A window has ended."""

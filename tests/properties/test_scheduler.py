@@ -80,6 +80,9 @@ class Events(RuleBasedStateMachine):
         self.clients: dict[int, Client] = {}
         self.now = 0.0
         self.numbers = 0
+        self.batching = batching
+        self.paused_at = math.inf
+        """Since when somebody has been ready and nobody was served."""
 
     @property
     def free(self) -> int:
@@ -189,6 +192,8 @@ class Events(RuleBasedStateMachine):
             grown += pages(client.computed + item.tokens, PAGE) - pages(client.computed, PAGE)
         assert grown <= self.free
         ready = [record for record in records.values() if self.ready(record)]
+        if self.pauses(plan, ready):
+            return
         fits = [record for record in ready if self.free > 0 or record.computed % PAGE]
         assert bool(plan.items) == bool(fits), "a step is planned if, and only if, somebody who is ready fits"
         assert not (plan.items and plan.preempt)
@@ -206,6 +211,20 @@ class Events(RuleBasedStateMachine):
             assert plan.wake_at == min(waiting, default=None)
             assert plan.wake_at is None or plan.wake_at > self.now, "waking at once would be a busy loop"
             assert waiting or not records, "somebody is open, and nothing would ever happen"
+
+    def pauses(self, plan: Plan, ready: list[SessionRecord]) -> bool:
+        """Somebody is ready and nobody is served: only under `slo`, for no longer than a step's fixed part in all, and only
+        while a draft may come."""
+        if plan.items or plan.preempt or not ready or len(ready) == len(self.clients):
+            self.paused_at = math.inf
+            return False
+        fixed = float(self.one.step_time.coefficients[0])
+        if plan.wake_at is None or plan.wake_at > self.now + fixed:
+            return False
+        self.paused_at = min(self.paused_at, self.now)
+        assert self.batching == "slo"
+        assert self.now < plan.wake_at <= self.paused_at + 1.001 * fixed
+        return True
 
     def ready(self, record: SessionRecord) -> bool:
         if record.grant.mode is not Mode.ROUND or record.behind > 1:
