@@ -17,11 +17,17 @@ class StepBudget:
         self._most = tokens
         self._cached = 0
         self._pairs = 0
+        self._drafted = self._drafted_pairs = 0
 
     @property
     def shape(self) -> StepShape:
         """Of what was taken."""
         return StepShape(self._most - self.tokens, self._cached, self._pairs)
+
+    @property
+    def plain(self) -> StepShape:
+        """The same without drafts: a token for each that would be verified."""
+        return StepShape(self._most - self.tokens - self._drafted, self._cached, self._pairs - self._drafted_pairs)
 
     def verify(self, record: SessionRecord, spare: int = 0, draft: int | None = None) -> bool:
         """Take a session that has one token to decode from, with as much of its draft as it was granted and fits, or at most
@@ -60,6 +66,10 @@ class StepBudget:
         self.tokens -= tokens
         self.free_pages -= grown
         self._cached += computed
-        self._pairs += tokens * (computed + tokens)
+        pairs = tokens * (computed + tokens)
+        self._pairs += pairs
+        if draft:
+            self._drafted += draft
+            self._drafted_pairs += pairs - feed * (computed + feed)
         self.items.append(PlanItem(record.session, feed, draft, sample))
         return True

@@ -185,7 +185,8 @@ class Scheduler:
         budget = StepBudget(self.config.max_step_tokens, free_pages, self.config.page_size)
         self._batching.fill(ready, budget, now)
         if budget.items:
-            return Plan(tuple(budget.items), seconds=self.step_time.predict(budget.shape))
+            seconds, plain = self.step_time.predict(budget.shape), self.step_time.predict(budget.plain)
+            return Plan(tuple(budget.items), seconds=seconds, plain_seconds=plain)
         return self._preempt(list(ready))
 
     def commit(self, outcome: Outcome, now: float) -> dict[int, Grant]:

@@ -134,6 +134,8 @@ class Plan:
     """Sessions that must give their pages back; they are computed again later."""
     seconds: float = 0.0
     """Predicted duration of the step."""
+    plain_seconds: float = 0.0
+    """And of the same step without drafts."""
     wake_at: float | None = None
     """With no items: when to ask again although nothing has happened."""
 

@@ -57,6 +57,8 @@ class BatchLoop:
         """When the step that runs now began."""
         self.step_seconds = 0.0
         """Smoothed duration of a step."""
+        self._last_step = 0.0
+        """Duration of the newest step."""
         self.preemptions = 0
         """Sessions whose pages were given to others, since the start."""
 
@@ -221,6 +223,10 @@ class BatchLoop:
         self._observer.decided(self._planned_in + self._clock() - now)
         self.step_seconds += 0.1 * (seconds - self.step_seconds) if self.step_seconds else seconds
         self._observer.step(seconds, plan.seconds, len(done), sum(len(item.tokens) for _, item, _ in done))
+        # Whoever becomes ready while a step runs waits for its end; what is beyond that is want of room.
+        queued = sum(max(0.0, waits[session.number] - self._last_step) for session, _ in verdicts)
+        self._observer.alone(seconds * plan.plain_seconds / plan.seconds if plan.seconds else seconds, queued)
+        self._last_step = seconds
         for session, verdict in verdicts:
             session.first_at, session.last_at = session.first_at or now, now
             self._observer.verdict(

@@ -8,6 +8,9 @@ from specfleet.core.types import FinishReason, Mode
 
 
 class Observer(Protocol):
+    """`alone` is told after each step what it would have taken without drafts, and how long those in it had been left out of
+    steps; the others of what they are named for."""
+
     def session_opened(self, resumed: bool) -> None: ...
 
     def session_rejected(self, reason: str, resumed: bool) -> None: ...
@@ -15,6 +18,8 @@ class Observer(Protocol):
     def session_finished(self, service_class: str, reason: FinishReason) -> None: ...
 
     def step(self, seconds: float, predicted: float, sequences: int, tokens: int) -> None: ...
+
+    def alone(self, step_seconds: float, queued_seconds: float) -> None: ...
 
     def verdict(
         self, service_class: str, mode: Mode, drafted: int, accepted: int, committed: int, wait: float
@@ -41,6 +46,8 @@ class Silent:
     def session_finished(self, service_class: str, reason: FinishReason) -> None: ...
 
     def step(self, seconds: float, predicted: float, sequences: int, tokens: int) -> None: ...
+
+    def alone(self, step_seconds: float, queued_seconds: float) -> None: ...
 
     def verdict(
         self, service_class: str, mode: Mode, drafted: int, accepted: int, committed: int, wait: float

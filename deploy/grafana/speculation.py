@@ -60,8 +60,8 @@ def _acceptance() -> list[Any]:
         ),
         lines(
             "Speed against target-only (estimate)",
-            "What a token would take without drafts (a step and the wait for it) over what it takes. Below 1 a drafter "
-            "holds its users up. The recording rule says how.",
+            "What a token would take without drafts, by the verifiers' model of their steps, over what it takes. Below 1 a "
+            "drafter holds its users up.",
             COUNT,
             ("specfleet:speculation_gain:ratio_rate5m" + '{instance=~"$drafter"}', "{{instance}}"),
         ),

@@ -85,6 +85,12 @@ class VerifierMetrics:
         self._step = histogram("step_seconds", "Duration of a step.", SECONDS)
         self._predicted = histogram("step_predicted_seconds", "Duration of a step as it was predicted.", SECONDS)
         self._error = counter("step_relative_error", "Sum over steps of |predicted / actual - 1|.")
+        self._alone = counter(
+            "step_target_only_seconds", "Duration that steps would have had without drafts, by the model."
+        )
+        self._queued = counter(
+            "queued_seconds", "Time that sessions with a verdict had been left out of steps, summed."
+        )
         self._sequences = histogram("batch_sequences", "Sequences in a step.", COUNTS)
         self._tokens = histogram("batch_tokens", "Tokens in a step.", COUNTS)
         self._wait = histogram("wait_seconds", "Time a ready session waited for its step.", SECONDS)
@@ -148,6 +154,10 @@ class VerifierMetrics:
             self._error.inc(abs(predicted / seconds - 1.0))
         self._sequences.observe(sequences)
         self._tokens.observe(tokens)
+
+    def alone(self, step_seconds: float, queued_seconds: float) -> None:
+        self._alone.inc(step_seconds)
+        self._queued.inc(queued_seconds)
 
     def verdict(self, service_class: str, mode: Mode, drafted: int, accepted: int, committed: int, wait: float) -> None:
         self._wait.observe(wait)

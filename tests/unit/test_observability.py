@@ -74,6 +74,8 @@ VERIFIER_COUNTERS: dict[str, tuple[set[str], int]] = {
     "bonus_tokens_total": (set(), 1),
     "target_only_tokens_total": (set(), 1),
     "stale_draft_tokens_total": (set(), 1),
+    "step_target_only_seconds_total": (set(), 1),
+    "queued_seconds_total": (set(), 1),
     "mode_switches_total": ({"from", "to"}, 6),
     "resumes_total": ({"outcome"}, 2),
     "rejected_total": ({"reason"}, 7),
@@ -250,6 +252,7 @@ def test_the_verifiers_events_are_counted(registry: CollectorRegistry) -> None:
     metrics.session_rejected("unavailable", resumed=True)
     metrics.session_finished("", FinishReason.STOP)
     metrics.step(0.004, 0.005, 3, 40)
+    metrics.alone(0.003, 0.5)
     metrics.granted("", Mode.LOCAL, Mode.ROUND, 4)
     metrics.granted("", Mode.ROUND, Mode.ROUND, 4)
     metrics.stale(5)
@@ -277,6 +280,10 @@ def test_the_verifiers_events_are_counted(registry: CollectorRegistry) -> None:
         value(registry, f"{one}batch_tokens_sum"),
     )
     assert 0.25 == pytest.approx(value(registry, f"{one}step_relative_error_total"))
+    assert (0.003, 0.5) == (
+        value(registry, f"{one}step_target_only_seconds_total"),
+        value(registry, f"{one}queued_seconds_total"),
+    )
     assert 8.0 == value(registry, f"{one}speculation_length_sum", "")
     assert 1.0 == value(registry, f"{one}mode_switches_total", "local", "round")
     assert 1.0 == sum(series(registry, f"{one}mode_switches_total").values())

@@ -200,6 +200,19 @@ def test_a_draft_is_cut_to_the_pages_there_are() -> None:
     assert StepBudget(100, 1, 16).verify(full)
 
 
+@pytest.mark.parametrize("drafted", [0, 1, 7])
+def test_a_step_knows_its_shape_without_drafts(drafted: int) -> None:
+    """As if nobody had drafted: prefill, contexts and a token for each stay."""
+    with_drafts, without = StepBudget(100, 1000, 16), StepBudget(100, 1000, 16)
+    for budget, pending in ((with_drafts, drafted), (without, 0)):
+        for known in (20, 33):
+            record = SessionRecord(1, known, known - 1, True, 0.0, 0.0, grant=Grant(Mode.STREAM, 8), drafted=pending)
+            assert budget.verify(record)
+        assert budget.prefill(SessionRecord(2, 50, 10, False, 0.0, 0.0), 20)
+    assert without.shape == without.plain == with_drafts.plain
+    assert 2 * drafted == with_drafts.shape.tokens - without.shape.tokens
+
+
 def test_first_come_first_served() -> None:
     """When not all fit, those that wait longest go first; equals go by number."""
     one = scheduler("none", max_step_tokens=2)
