@@ -213,16 +213,23 @@ def _stay(stack: ExitStack, fleet: Fleet) -> None:
 
 
 def _prometheus(stack: ExitStack, fleet: Fleet) -> None:
-    """Scrape the fleet, where Prometheus is installed."""
+    """Scrape the fleet, where Prometheus is installed, under the names that deploy/prometheus and the dashboards know."""
     program = shutil.which("prometheus")
     if program is None:
         click.echo("Prometheus is not installed here; the metrics above are plain HTTP")
         return
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-    targets = [daemon.said("metrics") for daemon in (fleet.verifier, *fleet.drafters)]
-    job = {"job_name": "specfleet", "scrape_interval": "2s", "static_configs": [{"targets": targets}]}
-    # JSON is YAML.
-    (folder / "prometheus.yml").write_text(json.dumps({"scrape_configs": [job]}))
+    jobs = [
+        {
+            "job_name": f"specfleet-{kind}",
+            "scrape_interval": "2s",
+            "static_configs": [{"targets": [daemon.said("metrics") for daemon in daemons]}],
+        }
+        for kind, daemons in (("verifier", (fleet.verifier,)), ("drafter", fleet.drafters))
+    ]
+    rules = Path(__file__).resolve().parents[2] / "deploy" / "prometheus" / "rules" / "*.yml"
+    # JSON is YAML. Rules lie beside the packages in a checkout; elsewhere the pattern finds none.
+    (folder / "prometheus.yml").write_text(json.dumps({"rule_files": [str(rules)], "scrape_configs": jobs}))
     arguments = ["--config.file", f"{folder}/prometheus.yml", "--storage.tsdb.path", f"{folder}/data"]
     process = subprocess.Popen(
         [program, *arguments, "--web.listen-address", "127.0.0.1:9090"],

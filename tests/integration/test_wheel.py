@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import venv
@@ -17,6 +18,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from support.daemons import Daemon, fleet
+from support.manifests import copied
 from support.pair import ROOT
 
 pytestmark = pytest.mark.wheel
@@ -40,9 +42,15 @@ def run(*program: str | Path, cwd: Path | None = None) -> subprocess.CompletedPr
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from the checkout."""
-    folder = tmp_path_factory.mktemp("wheel")
-    found = run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, ROOT)
+    """Built from what the Dockerfile copies into its build stage, which therefore suffices."""
+    folder, sources = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("sources")
+    for name in copied():
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, sources / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, sources / name)
+    found = run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, sources)
     assert found.returncode == 0, found.stderr
     (path,) = folder.glob("*.whl")
     return path

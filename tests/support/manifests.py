@@ -104,6 +104,12 @@ def dockerfile() -> list[dict[str, Any]]:
     return found
 
 
+def copied() -> list[str]:
+    """What the Dockerfile takes from the repository."""
+    copies = [one["value"] for one in dockerfile() if one["instruction"] == "COPY" and "--from" not in one["value"]]
+    return [name for copy in copies for name in copy.split()[:-1]]
+
+
 def kubernetes(overlay: str) -> list[dict[str, Any]]:
     """Documents as `kubectl kustomize` makes them; skips where there is none."""
     if shutil.which("kubectl") is None:

@@ -26,10 +26,12 @@ from support.manifests import (
     commands,
     compose,
     containers,
+    copied,
     directives,
     dockerfile,
     kubernetes,
 )
+from support.pair import ROOT
 
 KUBERNETES = "1.32"
 OPERATORS = "monitoring.coreos.com/v1"
@@ -249,6 +251,13 @@ def test_images_are_pinned_have_no_rights_and_say_how_they_are() -> None:
             assert service["build"]["target"] in finals
         if not image.startswith("specfleet/"):
             assert re.fullmatch(r"v?\d+\.\d+\.\d+", tag), service["image"]
+
+
+def test_the_build_context_holds_what_is_copied() -> None:
+    """.dockerignore keeps everything out but that."""
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    assert "*" in lines
+    assert sorted(copied()) == sorted(line[1:] for line in lines if line.startswith("!"))
 
 
 def test_compose_gives_daemons_time_and_prometheus_its_names() -> None:
