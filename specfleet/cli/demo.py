@@ -222,14 +222,18 @@ def _prometheus(stack: ExitStack, fleet: Fleet) -> None:
     jobs = [
         {
             "job_name": f"specfleet-{kind}",
-            "scrape_interval": "2s",
             "static_configs": [{"targets": [daemon.said("metrics") for daemon in daemons]}],
         }
         for kind, daemons in (("verifier", (fleet.verifier,)), ("drafter", fleet.drafters))
     ]
     rules = Path(__file__).resolve().parents[2] / "deploy" / "prometheus" / "rules" / "*.yml"
+    config = {
+        "global": {"scrape_interval": "2s", "evaluation_interval": "2s"},
+        "rule_files": [str(rules)],
+        "scrape_configs": jobs,
+    }
     # JSON is YAML. Rules lie beside the packages in a checkout; elsewhere the pattern finds none.
-    (folder / "prometheus.yml").write_text(json.dumps({"rule_files": [str(rules)], "scrape_configs": jobs}))
+    (folder / "prometheus.yml").write_text(json.dumps(config))
     arguments = ["--config.file", f"{folder}/prometheus.yml", "--storage.tsdb.path", f"{folder}/data"]
     process = subprocess.Popen(
         [program, *arguments, "--web.listen-address", "127.0.0.1:9090"],
