@@ -46,7 +46,7 @@ def daemons(bad_draft: Path) -> Iterator[tuple[Daemon, ...]]:
     """A verifier that draws modes and lengths, two good drafters, and a bad one."""
     with ExitStack() as stack:
         verifier = stack.enter_context(running(start_verifier("--speculation", "random", "--seed", "1", *CLASSES)))
-        started = [start_drafter(verifier, model=model) for model in (DRAFT, "ngram", bad_draft)]
+        started = [start_drafter(verifier, "--open-seconds", "1", model=model) for model in (DRAFT, "ngram", bad_draft)]
         yield (verifier, *(stack.enter_context(running(drafter)) for drafter in started))
 
 
@@ -87,7 +87,7 @@ def load(*drafters: Daemon) -> Iterator[None]:
             thread.join(60)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="class")
 def loaded(daemons: tuple[Daemon, ...], server: Prometheus) -> Iterator[Prometheus]:
     """The good drafters have been busy for a while, and still are."""
     with load(*daemons[1:3]):
@@ -106,30 +106,30 @@ def parts(alert: str) -> list[str]:
     return [re.sub(r"([<>]=?|==)", r"\1 bool", part) for part in found]
 
 
-def test_every_expression_says_something(loaded: Prometheus) -> None:
-    """Of every panel and rule: none fails, none is without a number; the health of rules is good. Errors, refusals and losses
-    are no exception: their series are there from the start, at zero."""
-    silent = [f"{where}: {expression}" for where, expression in panels() if not said(loaded, expression)]
-    for rule in rules():
-        expressions = [rule["expr"]] if "record" in rule else parts(rule["expr"])
-        silent += [f"rule: {expression}" for expression in expressions if not said(loaded, expression)]
-    assert not silent, "\n".join(silent)
-    health = {rule["name"]: (rule["health"], rule.get("lastError")) for rule in loaded.rules()}
-    assert len(rules()) == len(health)
-    assert {("ok", None)} == set(health.values()), health
+class TestUnderLoad:
+    def test_every_expression_says_something(self, loaded: Prometheus) -> None:
+        """Of every panel and rule: none fails, none is without a number; the health of rules is good. Errors, refusals and
+        losses are no exception: their series are there from the start, at zero."""
+        silent = [f"{where}: {expression}" for where, expression in panels() if not said(loaded, expression)]
+        for rule in rules():
+            expressions = [rule["expr"]] if "record" in rule else parts(rule["expr"])
+            silent += [f"rule: {expression}" for expression in expressions if not said(loaded, expression)]
+        assert not silent, "\n".join(silent)
+        health = {rule["name"]: (rule["health"], rule.get("lastError")) for rule in loaded.rules()}
+        assert len(rules()) == len(health)
+        assert {("ok", None)} == set(health.values()), health
 
-
-def test_what_is_recorded_is_plausible(loaded: Prometheus) -> None:
-    """Shares are shares, a round has at least its own token, who was promised nothing misses nothing, and a class that nobody
-    can keep is refused."""
-    for name in ("acceptance:ratio_rate5m", "drafting_wasted:ratio_rate5m", "kv_pages_used:ratio"):
-        values = said(loaded, f"specfleet:{name}")
-        assert values and all(0.0 <= value <= 1.0 for value in values), (name, values)
-    assert all(value >= 1.0 for value in said(loaded, "specfleet:accepted_length:mean_rate5m"))
-    assert [0.0] == said(loaded, 'specfleet:slo_miss:ratio_rate5m{slo_class=""}')
-    assert [value for value in said(loaded, 'specfleet_verifier_rejected_total{reason="overloaded"}') if value > 0]
-    assert all(value > 0.0 for value in said(loaded, "specfleet:speculation_gain:ratio_rate5m"))
-    assert "SpecfleetAcceptanceCollapse" not in loaded.firing()
+    def test_what_is_recorded_is_plausible(self, loaded: Prometheus) -> None:
+        """Shares are shares, a round has at least its own token, who was promised nothing misses nothing, and a class
+        that nobody can keep is refused."""
+        for name in ("acceptance:ratio_rate5m", "drafting_wasted:ratio_rate5m", "kv_pages_used:ratio"):
+            values = said(loaded, f"specfleet:{name}")
+            assert values and all(0.0 <= value <= 1.0 for value in values), (name, values)
+        assert all(value >= 1.0 for value in said(loaded, "specfleet:accepted_length:mean_rate5m"))
+        assert [0.0] == said(loaded, 'specfleet:slo_miss:ratio_rate5m{slo_class=""}')
+        assert [value for value in said(loaded, 'specfleet_verifier_rejected_total{reason="overloaded"}') if value > 0]
+        assert all(value > 0.0 for value in said(loaded, "specfleet:speculation_gain:ratio_rate5m"))
+        assert "SpecfleetAcceptanceCollapse" not in loaded.firing()
 
 
 def test_a_bad_drafter_raises_the_alarm(daemons: tuple[Daemon, ...], server: Prometheus, bad_draft: Path) -> None:
@@ -138,6 +138,18 @@ def test_a_bad_drafter_raises_the_alarm(daemons: tuple[Daemon, ...], server: Pro
     with load(daemons[3], daemons[3]):
         while "SpecfleetAcceptanceCollapse" not in server.firing():
             assert time.monotonic() < end, (server.firing(), server.query("specfleet:acceptance:ratio_rate5m"))
+            time.sleep(0.5)
+
+
+def test_a_lost_verifier_raises_the_alarm(daemons: tuple[Daemon, ...], server: Prometheus) -> None:
+    """It cannot be scraped any more, and what its drafters are asked for fails."""
+    verifier, drafter = daemons[:2]
+    verifier.stop()
+    expected = {"SpecfleetVerifierUnreachable", "SpecfleetGenerationsFail"}
+    end = time.monotonic() + PATIENCE
+    with load(drafter):
+        while not expected <= server.firing():
+            assert time.monotonic() < end, server.firing()
             time.sleep(0.5)
 
 

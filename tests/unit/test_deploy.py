@@ -277,6 +277,18 @@ def test_compose_gives_daemons_time_and_prometheus_its_names() -> None:
         assert (COMPOSE.parent / path).is_dir(), path
 
 
+def test_grafana_is_provisioned_with_what_is_mounted() -> None:
+    """The provider reads the folder that holds the dashboards, and the source is the service Prometheus."""
+    grafana = compose()["services"]["grafana"]
+    mounts = dict(volume.split(":")[:2] for volume in grafana["volumes"])
+    folder = DEPLOY / "grafana" / "provisioning"
+    (provider,) = yaml.safe_load((folder / "dashboards" / "specfleet.yaml").read_text())["providers"]
+    assert mounts["../grafana/dashboards"] == provider["options"]["path"]
+    (source,) = yaml.safe_load((folder / "datasources" / "prometheus.yaml").read_text())["datasources"]
+    assert ("prometheus", "http://prometheus:9090") == (source["type"], source["url"])
+    assert "127.0.0.1:9090:9090" in compose()["services"]["prometheus"]["ports"]
+
+
 def _plain(arguments: list[str]) -> list[str]:
     from support.manifests import filled
 
