@@ -19,8 +19,8 @@ from scheduler.types import SessionRecord
 MOST = 32
 """With more than so many who wait or are ready steps are well filled, and asking everybody would take time."""
 NEAR = 0.5
-"""Nobody waits for a draft that takes more than this share of c0 from verdict to draft. With such drafters two groups in turn, one
-of which drafts while the other is verified, are better than one group and an idle verifier."""
+"""Nobody waits for a draft that takes more than this share of c0 from verdict to draft. With such drafters two groups in turn,
+one of which drafts while the other is verified, are better than one group and an idle verifier."""
 LATE = 0.25
 """A draft may take so much longer than it was expected to before nobody waits for it."""
 
