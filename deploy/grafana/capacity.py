@@ -9,6 +9,7 @@ from deploy.grafana.promql import VERIFIER, mean, quantiles, rate, total
 
 BY = ("instance",)
 PAGES = f"{VERIFIER}kv_pages"
+STEPS = rate(f"{VERIFIER}step_seconds_count", BY)
 
 
 def dashboard() -> Any:
@@ -65,16 +66,23 @@ def _steps() -> list[Any]:
             (mean(f"{VERIFIER}step_predicted_seconds", BY), "predicted {{instance}}"),
         ),
         lines(
+            "What drafts add to a step",
+            "Mean duration of a step, and what it would have been without drafts, by the verifier's model of steps.",
+            SECONDS,
+            (mean(f"{VERIFIER}step_seconds", BY), "measured {{instance}}"),
+            (f"{rate(f'{VERIFIER}step_target_only_seconds_total', BY)} / {STEPS}", "without drafts {{instance}}"),
+        ),
+        lines(
             "Error of predictions",
             "Mean of |predicted / measured - 1|.",
             RATIO,
             (
-                f"{rate(f'{VERIFIER}step_relative_error_total', BY)} / {rate(f'{VERIFIER}step_seconds_count', BY)}",
+                f"{rate(f'{VERIFIER}step_relative_error_total', BY)} / {STEPS}",
                 "{{instance}}",
             ),
         ),
         lines("Busy", "Share of the time in a step.", RATIO, (rate(f"{VERIFIER}step_seconds_sum", BY), "{{instance}}")),
-        lines("Steps", "Per second.", PER_SECOND, (rate(f"{VERIFIER}step_seconds_count", BY), "{{instance}}")),
+        lines("Steps", "Per second.", PER_SECOND, (STEPS, "{{instance}}")),
         lines("Deciding", "Plan and commit of a step.", SECONDS, *quantiles(f"{VERIFIER}controller_seconds")),
     ]
 

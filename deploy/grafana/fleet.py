@@ -129,6 +129,12 @@ def dashboard() -> Any:
                 "What goes wrong",
                 [
                     lines(
+                        "Calls",
+                        "Begun per second, by method.",
+                        PER_SECOND,
+                        (rate("grpc_server_started_total", ("job", "grpc_method")), "{{job}} {{grpc_method}}"),
+                    ),
+                    lines(
                         "Calls that failed",
                         "By code, per second. INTERNAL is ours and should be zero.",
                         PER_SECOND,
@@ -155,7 +161,7 @@ def dashboard() -> Any:
                         COUNT,
                         'count by (job, version) ({__name__=~"specfleet_(verifier|drafter)_build_info"})',
                         "{{job}} {{version}}",
-                        width=24,
+                        width=16,
                     ),
                 ],
             ),

@@ -7,7 +7,7 @@ from typing import Any
 from deploy.grafana.panels import COUNT, PER_SECOND, RATIO, SECONDS, board, lines
 from deploy.grafana.promql import DRAFTER, VERIFIER, chosen, quantile, quantiles, rate, share, total
 
-CLASS = ("slo_class",)
+BY, CLASS = ("instance",), ("slo_class",)
 KEPT = f"{rate(f'{VERIFIER}slo_requests_total', CLASS, met='true')} / {rate(f'{VERIFIER}slo_requests_total', CLASS)}"
 
 
@@ -67,6 +67,15 @@ def _waiting() -> list[Any]:
             (total(f"{VERIFIER}queue_length", ("kind",)), "{{kind}}"),
         ),
         lines("Wait for a step", "Of sessions that were ready.", SECONDS, *quantiles(f"{VERIFIER}wait_seconds")),
+        lines(
+            "Left out of steps",
+            "What a session waits for a token because there is no room in a step; mean.",
+            SECONDS,
+            (
+                f"{rate(f'{VERIFIER}queued_seconds_total', BY)} / {rate(f'{VERIFIER}wait_seconds_count', BY)}",
+                "{{instance}}",
+            ),
+        ),
         lines(
             "Refused at admission",
             "By reason, per second.",

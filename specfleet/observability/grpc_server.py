@@ -16,11 +16,14 @@ from grpc_health.v1 import health
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from specfleet.observability.registry import SECONDS
+from specfleet.v1 import generation_pb2, verification_pb2
 from specfleet.wire.interceptors import wrapped
 from specfleet.wire.status import TABLE
 
 LABELS = ("grpc_service", "grpc_method")
 HEALTH = health.SERVICE_NAME
+KNOWN = (generation_pb2.DESCRIPTOR, verification_pb2.DESCRIPTOR)
+"""Files whose services can be found by name, since they are imported."""
 CODES = ("OK", "UNKNOWN", *sorted({row.grpc.name for row in TABLE}))
 """How calls end: well, by a bug outside our handlers, or as the error table says."""
 

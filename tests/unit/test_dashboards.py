@@ -51,6 +51,13 @@ def test_expressions_name_what_there_is(exported: set[str], where: str, expressi
     assert names or RECORDED.search(expression) or "up{" in expression or "__name__" in expression
 
 
+def test_every_metric_is_on_a_dashboard(exported: set[str]) -> None:
+    """What is counted can be looked at. Build information is asked for by a pattern of names."""
+    shown = " ".join(expression for _, expression in panels())
+    families = {re.sub(r"_(bucket|sum|count|total|created|info)$", "", name) for name in exported}
+    assert {"specfleet_verifier_build", "specfleet_drafter_build"} == {one for one in families if one not in shown}
+
+
 @pytest.mark.parametrize("name", [path.stem for path in BOARDS.glob("*.json")])
 def test_a_dashboard_can_be_loaded(name: str) -> None:
     """A title, a uid of its own, panels with numbers of their own, all with a title, a place and a data source to choose."""
