@@ -23,9 +23,9 @@ from support.pair import ROOT
 
 FOLDER = ROOT / "deploy" / "prometheus"
 BOARDS = ROOT / "deploy" / "grafana" / "dashboards"
-WINDOW = "6s"
+WINDOW = "8s"
 """In place of whatever window an expression looks back over,"""
-EVERY = "500ms"
+EVERY = "1s"
 """with scrapes and evaluations so often."""
 READY_SECONDS = 30.0
 
