@@ -69,6 +69,8 @@ class Offer(NamedTuple):
     gpu_seconds: float
     seconds: float
     theta: float = 1.0
+    settles: float = 0.0
+    """Seconds until it does so, once it is begun."""
 
     def value(self, weight: float, price: float) -> float:
         """(w m - price g) / R"""
@@ -158,9 +160,10 @@ class FairGoodput:
         held = self._held.get(record.session)
         if self._turns > 1 and held is not None and (record.session + self._steps) % self._turns:
             return self._granted(held.wished, held.paced)
+        grant = self._choose(record, now)
         if record.interval:
-            self._governor.verdict(record.interval)
-        return self._choose(record, now)
+            self._governor.verdict(record.interval, self._held[record.session].wished.settles)
+        return grant
 
     def closed(self, record: SessionRecord) -> None:
         held = self._held.pop(record.session, None)
@@ -273,7 +276,7 @@ class FairGoodput:
             elif weight * (tokens + survival * beyond) - price * gpu <= best * seconds:
                 break  # all further tokens together would not do
         length, tokens, gpu, seconds, wait = found
-        return Offer(ROUNDS[length], tokens, gpu, seconds, 1.0 + wait / step)
+        return Offer(ROUNDS[length], tokens, gpu, seconds, 1.0 + wait / step, seconds)
 
     def _stream(self, record: SessionRecord, weight: float, draft: float, trip: float) -> Offer | None:
         """Draft-ahead, with the best number of drafted tokens to verify in a step. None where it never gets ahead.
@@ -306,11 +309,11 @@ class FairGoodput:
             if length >= reach:
                 break
         length, tokens, gpu = found
-        return Offer(STREAMS[length], tokens, gpu, step)
+        return Offer(STREAMS[length], tokens, gpu, step, settles=trip + behind * step)
 
     def _count(self, held: Holding, sign: float) -> None:
         """Add or take away a session's terms of A, B and U."""
-        _, tokens, gpu, seconds, theta = held.offer
+        _, tokens, gpu, seconds, theta, _ = held.offer
         share = sign * theta / (seconds * seconds)
         self._earning += share * held.weight * tokens
         self._using += share * gpu

@@ -28,9 +28,11 @@ VERDICTS_IN_WINDOW = 64.0
 SETTLING, SETTLING_INTERVALS = 0.2, 3.0
 """What is not counted after a change: so much of a window, and so many verdicts of a session. Grants change with verdicts, and
 who begins to draft has to get ahead first."""
+LONGEST_SETTLING = 2.0
+"""Seconds at most until drafters that are far away have got ahead."""
 FIRST_TRIAL, COMMON_TRIAL, RAREST_TRIAL = 2.0, 16.0, 400.0
 """Windows between trials: at first, where they lose little, and at most."""
-QUIET = 8.0
+QUIET = 4.0
 """Windows until the first trial of drafting in a crowd that began without."""
 LARGE = 3
 """Of crowds from this size on (sessions, log 2) nobody drafts until it was tried."""
@@ -85,6 +87,8 @@ class Governor:
         """Of the present crowd: about log2(sessions)."""
         self._present = False
         self._interval = Smoothed(0.05)
+        self._settles = Smoothed(0.05)
+        """Seconds until drafting is what it is going to be."""
         self._last: float | None = None
         """End of the last step, while sessions are open."""
         self._counted_from = 0.0
@@ -97,11 +101,12 @@ class Governor:
     @property
     def window(self) -> float:
         intervals = max(INTERVALS_IN_WINDOW, VERDICTS_IN_WINDOW / (1 << self._size))
-        return max(SHORTEST_WINDOW, intervals * self._interval.value)
+        return max(SHORTEST_WINDOW, intervals * self._interval.value, self._settles.value)
 
-    def verdict(self, seconds: float) -> None:
-        """A session has waited so long for its verdict."""
+    def verdict(self, seconds: float, settles: float) -> None:
+        """A session has waited so long for its verdict, and would be ahead `settles` seconds after it began to draft."""
         self._interval.observe(seconds)
+        self._settles.observe(min(settles, LONGEST_SETTLING))
 
     def idle(self) -> None:
         """Nobody is there: the time until somebody comes says nothing."""
@@ -183,7 +188,7 @@ class Governor:
         """Begin a window. One that only goes on as the last did has nothing to settle."""
         settling = 0.0
         if drafting != self.drafting:
-            settling = max(SETTLING * self.window, SETTLING_INTERVALS * self._interval.value)
+            settling = max(SETTLING * self.window, SETTLING_INTERVALS * self._interval.value, self._settles.value)
         self.drafting = drafting
         self._counted_from = now + settling
         self._earned = self._seconds = 0.0
