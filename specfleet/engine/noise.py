@@ -99,9 +99,28 @@ def gumbel(keys: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
 def gumbel_argmax(scores: torch.Tensor, keys: torch.Tensor, sparse: bool) -> torch.Tensor:
     """argmax_v(scores + G) in each row, int64 (rows,); `scores` (rows, vocabulary) are overwritten. With `sparse`, noise is
     computed only where a score is finite: the same result, sooner where few are."""
+    if sparse and scores.device.type == "cpu":
+        found = _sparse_argmax(scores.numpy(), keys)
+        if found is not None:
+            return torch.from_numpy(found)
     if not sparse:
         return scores.add_(gumbel(keys, torch.arange(scores.shape[-1], device=scores.device))).argmax(-1)
     places = torch.nonzero(scores > float("-inf"))
     rows, tokens = places[:, 0], places[:, 1]
     scores[rows, tokens] += gumbel(keys[rows], tokens[:, None])[:, 0]
     return scores.argmax(-1)
+
+
+def _sparse_argmax(scores: np.ndarray, keys: torch.Tensor) -> np.ndarray | None:
+    """The same in numpy, on the finite scores alone; None where a row has none (what is not a number is for others to say)."""
+    places = np.flatnonzero(scores > -np.inf)
+    rows, tokens = np.divmod(places, scores.shape[-1])
+    every = np.arange(len(scores))
+    first = np.searchsorted(rows, every)
+    if len(places) == 0 or not np.array_equal(rows[np.minimum(first, len(rows) - 1)], every):
+        return None
+    noise = gumbel(keys[torch.from_numpy(rows)], torch.from_numpy(tokens)[:, None])[:, 0].numpy()
+    values = scores.reshape(-1)[places] + noise
+    best = np.flatnonzero(values == np.maximum.reduceat(values, first)[rows])
+    winners: np.ndarray = tokens[best[np.searchsorted(rows[best], every)]]
+    return winners

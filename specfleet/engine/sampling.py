@@ -15,6 +15,8 @@ import torch
 
 from specfleet.core.types import SamplingParams
 
+_LIKELY = 256
+"""Tokens among which a nucleus is looked for first."""
 _SMALLEST_TEMPERATURE = 1e-30
 """Below this float32 divides by zero; the distribution has long been a point by then."""
 
@@ -45,10 +47,10 @@ def process(logits: torch.Tensor, truncation: Truncation) -> torch.Tensor:
     """
     scores = (logits - logits.amax(-1, keepdim=True)).div_(max(truncation.temperature, _SMALLEST_TEMPERATURE))
     if 0 < truncation.top_k < scores.shape[-1]:
-        scores.masked_fill_(scores < _kth_largest(scores, truncation.top_k), -math.inf)
+        _cut(scores, scores, _kth_largest(scores, truncation.top_k))
     if truncation.top_p < 1.0:
         p = scores.softmax(-1)
-        scores.masked_fill_(p < _nucleus_cut(p, truncation.top_p), -math.inf)
+        _cut(scores, p, _nucleus_cut(p, truncation.top_p))
     if truncation.min_p > 0.0:
         scores.masked_fill_(scores < math.log(truncation.min_p), -math.inf)
     return scores
@@ -57,12 +59,40 @@ def process(logits: torch.Tensor, truncation: Truncation) -> torch.Tensor:
 def _nucleus_cut(p: torch.Tensor, top_p: float) -> torch.Tensor:
     """The smallest probability that stays, (rows, 1): the least likely tokens that have at most 1 - top_p together go
     (nucleus sampling, Holtzman et al. 2020, arXiv 1904.09751; the form is transformers')."""
+    if p.device.type == "cpu" and p.shape[-1] > _LIKELY:
+        return torch.from_numpy(_nucleus_cut_numpy(p.numpy(), top_p))
     ascending = _ascending(p)
     gone = (ascending.cumsum(-1, dtype=torch.float64) <= 1.0 - top_p).sum(-1, keepdim=True)
     return ascending.gather(-1, gone.clamp_(max=p.shape[-1] - 1))
 
 
-# On the CPU numpy sorts and selects rows of float32 some twenty times faster than torch (AVX-512: 6 against 200 us for 4096).
+# On the CPU numpy sorts and selects rows of float32 some twenty times faster than torch (AVX-512: 6 against 200 us for 4096),
+# and fills by a mask three times faster.
+
+
+def _cut(scores: torch.Tensor, values: torch.Tensor, least: torch.Tensor) -> None:
+    """Minus infinity into `scores` where `values` are below `least` (rows, 1)."""
+    if scores.device.type == "cpu":
+        np.copyto(scores.numpy(), -np.inf, where=(values < least).numpy())
+    else:
+        scores.masked_fill_(values < least, -math.inf)
+
+
+def _nucleus_cut_numpy(p: np.ndarray, top_p: float) -> np.ndarray:
+    """The same from the other end: a token stays while those before it leave more than 1 - top_p. A nucleus is small, so the
+    likeliest few are sorted; rows whose nucleus may be larger are sorted whole."""
+    likeliest = np.sort(np.partition(p, p.shape[-1] - _LIKELY, axis=-1)[:, -_LIKELY:], axis=-1)[:, ::-1]
+    before = np.cumsum(likeliest, axis=-1, dtype=np.float64) - likeliest
+    left = p.sum(-1, dtype=np.float64)[:, None] - before
+    kept = (left > 1.0 - top_p).sum(-1)
+    least = np.take_along_axis(likeliest, np.maximum(kept, 1)[:, None] - 1, axis=-1)
+    # Where the last of the few stays, or one as likely as it, others may.
+    wide = least[:, 0] <= likeliest[:, -1]
+    if wide.any():
+        ascending = np.sort(p[wide], axis=-1)
+        gone = (np.cumsum(ascending, axis=-1, dtype=np.float64) <= 1.0 - top_p).sum(-1)
+        least[wide] = np.take_along_axis(ascending, np.minimum(gone, p.shape[-1] - 1)[:, None], axis=-1)
+    return least
 
 
 def _ascending(p: torch.Tensor) -> torch.Tensor:

@@ -85,6 +85,20 @@ def test_noise_where_it_matters_decides_as_noise_everywhere() -> None:
     assert torch.equal(expected, gumbel_argmax(scores.clone(), keys, sparse=True))
 
 
+def test_a_row_that_is_not_finite_disturbs_no_other() -> None:
+    """Logits that are no numbers are refused elsewhere; until then every other row keeps its token."""
+    scores = torch.from_numpy(np.random.default_rng(3).normal(0, 1, (5, 300)).astype(np.float32))
+    scores[scores < 0.7] = -torch.inf
+    keys = noise_keys([1] * 5, list(range(5)), CPU)
+    expected = gumbel_argmax(scores.clone(), keys, sparse=True)
+    for bad in (torch.nan, -torch.inf):
+        scores[2] = bad
+        found = gumbel_argmax(scores.clone(), keys, sparse=True)
+        assert [row for row in range(5) if row != 2] == [
+            row for row in range(5) if row != 2 and found[row] == expected[row]
+        ]
+
+
 def test_noise_is_gumbel_distributed() -> None:
     """Kolmogorov-Smirnov along tokens, along positions and along seeds: p > 0.001 each."""
     along_tokens = gumbel_reference(1, 1, np.arange(20_000))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from specfleet.engine.sampling import Truncation, draw, process, top_support
+from specfleet.engine.sampling import Truncation, _nucleus_cut, draw, process, top_support
 
 VOCABULARY = 500
 
@@ -56,6 +56,20 @@ def test_a_wide_nucleus_is_sorted_in_full() -> None:
 
     assert 400 < int((expected[0] > 0).sum()) < VOCABULARY
     assert torch.equal(expected > 0, process(rows, truncation) > -torch.inf)
+
+
+@pytest.mark.parametrize("spread", [0.01, 0.5, 3.0, 30.0])
+@pytest.mark.parametrize("top_p", [1e-6, 0.3, 0.95, 0.999999])
+def test_the_likeliest_alone_say_what_all_do(spread: float, top_p: float) -> None:
+    """The least probability that stays is the same whether the likeliest few are sorted or every token, also where many are
+    equally likely."""
+    rows = np.random.default_rng(1).normal(0, spread, (20, 4096)).astype(np.float32)
+    rows[10:] = rows[10:].round(1)
+    p = torch.from_numpy(rows).softmax(-1)
+    ascending = p.sort(-1).values
+    gone = (ascending.cumsum(-1, dtype=torch.float64) <= 1.0 - top_p).sum(-1, keepdim=True)
+
+    assert torch.equal(ascending.gather(-1, gone.clamp(max=4095)), _nucleus_cut(p, top_p))
 
 
 def test_a_row_does_not_depend_on_its_neighbours() -> None:
