@@ -90,8 +90,8 @@ dashboards: install  ## write Grafana's dashboards and the operator's rules anew
 	@$(PY) -m deploy.grafana.generate
 
 .PHONY: bench
-bench: install  ## the quick benchmarks
-	@for name in footprint step_overhead single_stream; do echo "== $$name"; $(PY) benchmarks/$$name.py; done
+bench: install  ## the quick benchmarks; writes their tables into docs/results.md (some ten minutes)
+	@$(PY) benchmarks/run.py
 
 .PHONY: clean
 clean:  ## remove what the other targets made

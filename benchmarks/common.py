@@ -41,12 +41,18 @@ class Report:
     benchmark: str
     figures: dict[str, Any] = field(default_factory=dict)
     bars: list[dict[str, Any]] = field(default_factory=list)
+    tables: list[dict[str, Any]] = field(default_factory=list)
 
-    def bar(self, line: str, figure: float, bar: float, at_most: bool = False) -> None:
-        """`figure` must be at least `bar` (at most, where less is better)."""
-        self.bars.append(
-            {"line": line, "figure": figure, "bar": bar, "ok": figure <= bar if at_most else figure >= bar}
-        )
+    def bar(self, line: str, figure: float, bar: float, at_most: bool = False, ratio: bool = True) -> None:
+        """`figure` must be at least `bar` (at most, where less is better). `ratio`: other machines have it, too."""
+        ok = figure <= bar if at_most else figure >= bar
+        self.bars.append({"line": line, "figure": figure, "bar": bar, "ok": ok, "at_most": at_most, "ratio": ratio})
+
+    def table(self, title: str, rows: Sequence[Sequence[str]]) -> None:
+        """Print a table, and keep it for docs/results.md (run.py)."""
+        print(f"\n{title}")
+        table(rows)
+        self.tables.append({"title": title, "rows": rows})
 
     def finish(self) -> int:
         """Print the bars and the JSON line; returns the exit code: 1 if a bar is missed."""

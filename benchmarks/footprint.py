@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import MODELS, PROMPTS, Report, interleaved, medians, table, timed
+from benchmarks.common import MODELS, PROMPTS, Report, interleaved, medians, timed
 from specfleet import AsyncClient
 from specfleet.cli.processes import DaemonProcess
 
@@ -40,7 +40,7 @@ def main() -> int:
             asyncio.run(_load(ngram.address))
             for name, daemon, before in zip(("verifier", "ngram drafter"), (verifier, ngram), idle, strict=True):
                 rows.append([name, f"{before / 1e6:.0f}", f"{_rss(daemon) / 1e6:.0f}"])
-            table(rows)
+            report.table("Memory of the daemons.", rows)
             report.bar("verifier with the tiny pair, GB resident", _rss(verifier) / 1e9, 1.2, at_most=True)
             report.bar("idle n-gram drafter, MB resident", idle[1] / 1e6, 150, at_most=True)
             mapped = Path(f"/proc/{ngram.process.pid}/maps").read_text()
@@ -49,7 +49,7 @@ def main() -> int:
     found = medians(interleaved({"bare": _python("pass"), "sdk": _python("import specfleet")}, 15))
     took = (found["sdk"] - found["bare"]) * 1e3
     print(f"import specfleet: {took:.0f} ms over a bare interpreter's {found['bare'] * 1e3:.0f} ms")
-    report.bar("import specfleet, ms", took, 150, at_most=True)
+    report.bar("import specfleet, ms", took, 150, at_most=True, ratio=False)
     return report.finish()
 
 

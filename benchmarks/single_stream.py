@@ -14,7 +14,6 @@ engines alone, with no daemon, no network and no text around them.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import gc
 import sys
 import tempfile
@@ -26,9 +25,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import MODELS, PROMPTS, Report, interleaved, medians, progress, table
-from specfleet import AsyncClient, Client, Reply, SamplingParams
-from specfleet.cli.processes import DaemonProcess
+from benchmarks.common import MODELS, PROMPTS, Report, interleaved, medians
+from benchmarks.contenders import Fleet, Transformers
+from specfleet import SamplingParams
 from specfleet.core.step import StepItem
 
 LENGTHS = (3, 5, 8)
@@ -58,10 +57,9 @@ def _section(
 ) -> None:
     """Measure one pair; print its table, add its figures and bars."""
     costs = _step_costs(target, draft)
-    peers = Peers(target, draft, arguments.tokens, prompts)
+    peers = Transformers(target, draft, arguments.tokens, prompts)
     single, many, acceptance = _measure(target, draft, peers, arguments)
     base, assisted = single["generate"], single["assisted"]
-    print(f"\n{title}: tokens/s, medians of {arguments.rounds} interleaved rounds over {len(peers.prompts)} prompts")
     rows = [
         ["", "one stream", "vs generate", "vs assisted", "ceiling vs generate", f"{STREAMS} streams", "vs assisted"]
     ]
@@ -79,7 +77,8 @@ def _section(
                 f"{together / assisted:.2f}x" if together else "",
             ]
         )
-    table(rows)
+    about = f"tokens/s, medians of {arguments.rounds} interleaved rounds over {len(peers.prompts)} prompts"
+    report.table(f"{title.capitalize()}: {about}.", rows)
     print(
         f"engine steps: target {costs['target_1'] * 1e3:.2f} ms, 6 rows {costs['target_6'] / costs['target_1']:.2f}x, "
         f"9 rows {costs['target_9'] / costs['target_1']:.2f}x; drafter {costs['draft_1'] * 1e3:.2f} ms; "
@@ -96,11 +95,14 @@ def _section(
 
 
 def _measure(
-    target: Path, draft: Path, peers: Peers, arguments: argparse.Namespace
+    target: Path, draft: Path, peers: Transformers, arguments: argparse.Namespace
 ) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
     """Tokens/s of one stream and of eight, and acceptance, by name. A fleet per policy, all up at once, used in turns."""
     with ExitStack() as stack:
-        fleets = {name: Fleet(stack, target, draft, name, peers) for name in (*POLICIES, *OTHERS)}
+        fleets = {
+            name: Fleet(stack, target, draft, name, peers.prompts, peers.tokens, STREAMS)
+            for name in (*POLICIES, *OTHERS)
+        }
         runs: dict[str, Callable[[], float]] = {"generate": peers.generate, "assisted": peers.assisted}
         for name, fleet in fleets.items():
             runs[name] = fleet.one
@@ -114,101 +116,6 @@ def _measure(
     single = {name: speed for name, speed in found.items() if not name.endswith(f" x{STREAMS}")}
     many = {name.split(" ")[0]: speed for name, speed in found.items() if name.endswith(f" x{STREAMS}")}
     return single, many, acceptance
-
-
-class Peers:
-    """transformers on the same pair and prompts, in this process."""
-
-    def __init__(self, target: Path, draft: Path, tokens: int, prompts: tuple[str, ...]) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        self._target: Any = AutoModelForCausalLM.from_pretrained(target, dtype="float32")
-        self._draft: Any = AutoModelForCausalLM.from_pretrained(draft, dtype="float32")
-        self._draft.generation_config.num_assistant_tokens = 5
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(target)
-        self.tokens = tokens
-        self.prompts = prompts
-        self.texts: list[tuple[int, ...]] = []
-
-    def generate(self) -> float:
-        return self._run({})
-
-    def assisted(self) -> float:
-        return self._run({"assistant_model": self._draft})
-
-    def _run(self, options: dict[str, Any]) -> float:
-        """Tokens/s over all prompts, one after another."""
-        texts, seconds = [], 0.0
-        for prompt in self.prompts:
-            inputs = self._tokenizer(prompt, return_tensors="pt")
-            start = time.perf_counter()
-            output = self._target.generate(
-                **inputs, do_sample=False, max_new_tokens=self.tokens, pad_token_id=0, **options
-            )
-            seconds += time.perf_counter() - start
-            texts.append(tuple(output[0, inputs["input_ids"].shape[1] :].tolist()))
-        if not options:
-            self.texts = texts
-        return sum(map(len, texts)) / seconds
-
-
-class Fleet:
-    """A verifier and a drafter as daemons on loopback."""
-
-    def __init__(self, stack: ExitStack, target: Path, draft: Path, policy: str, peers: Peers) -> None:
-        self.policy = policy
-
-        def daemon(*options: str) -> DaemonProcess:
-            process = stack.enter_context(DaemonProcess(*options, "--listen", "127.0.0.1:0", "--metrics", ""))
-            process.wait_ready(120)
-            return process
-
-        progress(f"starting the fleet of {policy}")
-        verifier = daemon("verifier", "--model", str(target), "--speculation", policy)
-        self._address = daemon("drafter", "--model", str(draft), "--verifier", verifier.address).address
-        self._prompts = peers.prompts
-        self._eight = [peers.prompts[n % len(peers.prompts)] for n in range(STREAMS)]
-        self._sampling = SamplingParams(max_tokens=peers.tokens, temperature=0.0)
-        self.texts: list[tuple[int, ...]] = []
-        self._drafted = self._accepted = 0
-
-    @property
-    def acceptance(self) -> float:
-        """Accepted over *tested* tokens: a round tests up to its first refusal."""
-        return self._accepted / self._drafted if self._drafted else 0.0
-
-    def one(self) -> float:
-        """Tokens/s over all prompts, one after another."""
-        with Client(self._address) as client:
-            client.models()  # connected before the clock starts
-            start = time.perf_counter()
-            replies = [client.generate(prompt, self._sampling) for prompt in self._prompts]
-            seconds = time.perf_counter() - start
-        self._count(replies)
-        return sum(len(reply.token_ids) for reply in replies) / seconds
-
-    def many(self) -> float:
-        """Tokens/s of all prompts at once."""
-
-        async def run() -> float:
-            async with AsyncClient(self._address) as client:
-                await client.models()
-                start = time.perf_counter()
-                replies = await asyncio.gather(*(client.generate(prompt, self._sampling) for prompt in self._eight))
-                seconds = time.perf_counter() - start
-            self._count(replies)
-            return sum(len(reply.token_ids) for reply in replies) / seconds
-
-        return asyncio.run(run())
-
-    def _count(self, replies: list[Reply]) -> None:
-        self.texts = [reply.token_ids for reply in replies][: len(self._prompts)]
-        for reply in replies:
-            rounds, accepted = reply.speculation.rounds, reply.speculation.accepted
-            full = accepted == reply.speculation.drafted
-            self._accepted += accepted
-            # Tested: the accepted ones, and the first refused one of each round that was not accepted in full.
-            self._drafted += accepted + (0 if full else min(rounds, reply.speculation.drafted - accepted))
 
 
 def _step_costs(target: Path, draft: Path) -> dict[str, float]:

@@ -28,7 +28,7 @@ import uvloop
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import MODELS, Report, progress, table
+from benchmarks.common import MODELS, Report, progress
 from scheduler import Outcome, Plan, Scheduler, SchedulerConfig
 from specfleet.core.protocol import Draft, Finished, Open, Opened, Verdict
 from specfleet.core.trace import Phase, Tracer
@@ -125,7 +125,7 @@ def steps(report: Report, folder: Path, count: int) -> None:
                     report.bar(line, share, 0.07, at_most=True)
                 progress(f"{kind} {streams} x {draft}")
     progress("")
-    table(rows)
+    report.table("Steps of the production loop: the part outside the model's forward pass.", rows)
     parts(report, engine, count)
     engine.shutdown()
 
@@ -141,8 +141,8 @@ def parts(report: Report, engine: TorchEngine, count: int) -> None:
             found[on].append(asyncio.run(run))
     traced.shutdown()
     taken = tracer.counts[Phase.PLAN]
-    print(f"\nparts of a step of 16 x {DRAFT}, mean ms (prefill included)")
-    table([["", *PARTS], ["ms", *(f"{tracer.seconds[phase] / taken * 1e3:.3f}" for phase in PARTS)]])
+    row = ["ms", *(f"{tracer.seconds[phase] / taken * 1e3:.3f}" for phase in PARTS)]
+    report.table(f"Parts of a step of 16 x {DRAFT} (mean, prefill included).", [["", *PARTS], row])
     report.figures["parts_s"] = {phase.value: tracer.seconds[phase] / taken for phase in PARTS}
     costs = [on[1] - off[1] for off, on in zip(found[False], found[True], strict=True)]
     cost = statistics.median(costs)
@@ -243,7 +243,7 @@ def rounds(report: Report, folder: Path, count: int, profile: int) -> None:
     seconds, batch = found.seconds / found.rounds, found.rounds / found.steps
     print(f"\nPython of the event loop's thread: {seconds * 1e6:.0f} microseconds a round, {batch:.1f} rounds a step")
     report.figures["round"] = {"loop_s": seconds, "rounds_per_step": batch}
-    report.bar("microseconds of Python per round", seconds * 1e6, 300.0, at_most=True)
+    report.bar("microseconds of Python per round", seconds * 1e6, 300.0, at_most=True, ratio=False)
     if profile and (profiler := uvloop.run(serve(folder, count, True)).profiler):
         pstats.Stats(profiler).strip_dirs().sort_stats("tottime").print_stats(profile)
 
