@@ -33,7 +33,7 @@ def commands(file: Path) -> list[list[str]]:
     [pytest.param(file, one, id=f"{file.name}: {' '.join(one)[:60]}") for file in FILES for one in commands(file)],
 )
 def test_commands_are_understood(file: Path, arguments: list[str]) -> None:
-    """Placeholders of required flags are left out of the text with an ellipsis; those commands are checked as far as they go."""
+    """Where an ellipsis stands for what a daemon needs, the rest of the line is checked."""
     if arguments[0] in {"verifier", "drafter"} and "--model" not in arguments:
         arguments = [*arguments, "--model", "ngram" if arguments[0] == "drafter" else "target"]
     command_of(arguments)
