@@ -10,6 +10,7 @@ Sections, each in turns within one run, medians, bars on ratios:
     lookup    a fleet on loopback, fixed:8, texts that repeat themselves (our own: summaries, edits, lists): hybrid and model.
     overlap   a fleet with 20 ms to the verifier and back (a proxy on this machine), fixed:4 with and without drafting ahead.
     distance  none, fixed:4, stream and fair-goodput at 20, 60 and 120 ms.
+    trees     second guesses beside drafts (drafter --trees) and none, prompts of --prompts: tokens/s, tokens a round.
     users     the draft model alone: tokens/s of one local user and of eight that share its batches.
 
 Fleets: the verifier is pinned to one core and the drafter to another, so that neither takes the other's time; this
@@ -207,6 +208,8 @@ class Fleet:
         if round_trip:
             self._way = stack.enter_context(DelayProxy(verifier.address, round_trip / 2)).address
         self.texts: dict[str, list[tuple[int, ...]]] = {}
+        self.per_round: dict[str, float] = {}
+        """Tokens that a round of a drafter committed, in its last run."""
 
     def _start(self, *options: str) -> DaemonProcess:
         progress(f"starting {' '.join(options[:1])}")
@@ -225,7 +228,11 @@ class Fleet:
                 start = time.perf_counter()
                 replies = [client.generate(prompt, self._sampling) for prompt in self._prompts]
                 seconds = time.perf_counter() - start
-            self.texts[" ".join(options)] = [reply.token_ids for reply in replies]
+            name = " ".join(options)
+            self.texts[name] = [reply.token_ids for reply in replies]
+            said = [reply.speculation for reply in replies if reply.speculation]
+            rounds = sum(one.rounds for one in said)
+            self.per_round[name] = 1.0 + sum(one.accepted for one in said) / rounds if rounds else 1.0
             return sum(len(reply.token_ids) for reply in replies) / seconds
 
         return run
@@ -277,6 +284,22 @@ def distance(report: Report, arguments: argparse.Namespace) -> None:
             report.bar("60 ms away: stream over fixed:4", found["stream"] / found["fixed:4"], 2.0)
 
 
+def trees(report: Report, arguments: argparse.Namespace) -> None:
+    texts = [json.loads(line)["prompt"] for line in arguments.prompts.read_text().splitlines()]
+    short = [text for text in texts if len(text) < 600]
+    prompts = tuple(short[:: max(1, len(short) // 16)][:16])
+    for policy in ("fixed:4", "stream", "fair-goodput"):
+        with ExitStack() as stack:
+            fleet = Fleet(stack, policy, 0.0, prompts, arguments.tokens)
+            runs = {"chains": fleet.drafter(), "trees": fleet.drafter("--trees")}
+            found = medians(interleaved(runs, arguments.rounds))
+            fleet.check()
+        _say(report, f"trees, {policy}", found)
+        each = {"chains": fleet.per_round[""], "trees": fleet.per_round["--trees"]}
+        print(f"tokens a round: {each['chains']:.3f} with chains, {each['trees']:.3f} with trees")
+        report.figures[f"trees, {policy}, tokens a round"] = each
+
+
 def users(report: Report, arguments: argparse.Namespace) -> None:
     found = asyncio.run(_users(arguments.rounds))
     _say(report, "users", found)
@@ -315,7 +338,7 @@ def _say(report: Report, name: str, found: dict[str, float]) -> None:
     report.figures[name] = found
 
 
-SECTIONS = {"early": early, "lookup": lookup, "overlap": overlap, "distance": distance, "users": users}
+SECTIONS = {"early": early, "lookup": lookup, "overlap": overlap, "distance": distance, "trees": trees, "users": users}
 
 
 def main() -> int:

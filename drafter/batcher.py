@@ -86,10 +86,14 @@ class Line:
 class DraftBatcher:
     """Runs the draft engine for all lines. `run` is one task; everything else only talks to it."""
 
-    def __init__(self, engine: DraftEngine, max_step_tokens: int = 1024, measure: bool = True) -> None:
-        """`measure`: say of each guess how sure the model was of it; costs some passes over the vocabulary."""
+    def __init__(
+        self, engine: DraftEngine, max_step_tokens: int = 1024, measure: bool = True, runners_up: bool = False
+    ) -> None:
+        """`measure`: say of each guess how sure the model was of it; costs some passes over the vocabulary. `runners_up`: and
+        what it would have guessed next."""
         self._engine = engine
         self._measure = measure
+        self._runners_up = measure and runners_up
         self._max_step_tokens = max_step_tokens
         self._numbers = itertools.count(1)
         self._arrivals = itertools.count(1)
@@ -206,6 +210,7 @@ class DraftBatcher:
             sample=last,
             want_q=last and not sampling.match_rule,
             want_confidence=last and self._measure,
+            want_runner_up=last and self._runners_up and sampling.match_rule,
         )
 
     async def _run(self, jobs: Sequence[Job], items: Sequence[StepItem]) -> list[list[StepResult]]:

@@ -32,6 +32,15 @@ class Settled:
     """Contradicted before they were sent."""
     wrong: Guess | None = None
     """The first guess that the text contradicts."""
+    instead: int | None = None
+    """What the text says in its place."""
+
+    @property
+    def alternatives(self) -> tuple[int, int, int]:
+        """How many had been sent beside guesses that were verified, overtaken, and stale."""
+        groups = (self.accepted + self.refused, self.overtaken, self.stale)
+        verified, overtaken, stale = (sum(guess.alternative for guess in group) for group in groups)
+        return verified, overtaken, stale
 
     @property
     def right(self) -> list[Guess]:
@@ -82,7 +91,7 @@ class Branch:
                 (settled.accepted if position < start + accepted else settled.overtaken).append(self.ahead.pop(0))
                 self.sent = max(0, self.sent - 1)
             else:
-                settled.wrong = self.ahead[0]
+                settled.wrong, settled.instead = self.ahead[0], token
                 self._abandon(settled, position)
         return settled
 
@@ -121,6 +130,11 @@ class Branch:
         self.sent = 0
         self.version += 1
         return count
+
+    def mark_alternatives(self, places: Sequence[int]) -> None:
+        """The runner-ups of these guesses ahead are sent with them."""
+        for place in places:
+            self.ahead[place] = self.ahead[place]._replace(alternative=True)
 
     def unsent(self) -> tuple[int, list[Guess]]:
         """Position and guesses of what was not sent yet."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from specfleet.core.config import DaemonConfig, HostPort, OptionalHostPort
+from specfleet.core.protocol import MAX_DRAFT_TOKENS
 
 NGRAM = "ngram"
 """What `model` says where there is none."""
@@ -27,8 +28,12 @@ class DrafterConfig(DaemonConfig):
     """What guesses: the model, or prompt lookup where the text repeats itself and the model elsewhere."""
     ahead: bool = True
     """In ROUND, too, draft on while verdicts are on their way."""
+    max_draft: Annotated[int, Field(ge=1, le=MAX_DRAFT_TOKENS)] | None = None
+    """Longest draft of a round, whatever length is granted."""
     early_stop: bool = True
     """End a draft where the next guess would not pay, as learnt from verdicts."""
+    trees: bool = False
+    """Beside a draft, send second guesses for its doubtful places where the verifier has room and they pay, as learnt."""
     state: Path | None = None
     """Folder where what was learnt of guesses is kept over restarts, a file for each pair of models."""
     quantize: Literal["int8", "int4"] | None = None
@@ -64,6 +69,14 @@ class DrafterConfig(DaemonConfig):
     def _lookup_has_no_model(self) -> Self:
         if self.model == NGRAM and (self.speculator != "model" or self.quantize):
             raise ValueError("--model ngram has no model: leave --speculator and --quantize out, or name a model")
+        return self
+
+    @model_validator(mode="after")
+    def _trees_need_a_model_and_what_is_learnt(self) -> Self:
+        if self.trees and self.model == NGRAM:
+            raise ValueError("--trees needs a draft model's second choices; leave it out, or name a model")
+        if self.trees and not self.early_stop:
+            raise ValueError("--trees goes by what --early-stop learns; leave out --no-early-stop, or --trees")
         return self
 
     @model_validator(mode="after")

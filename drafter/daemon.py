@@ -23,6 +23,7 @@ from drafter.speculators.ngram import Ngram
 from scheduler import routing
 from specfleet.core.config import describe
 from specfleet.core.extras import need
+from specfleet.core.protocol import MAX_DRAFT_TOKENS
 from specfleet.core.signals import stop_requested
 from specfleet.observability import log as logs
 from specfleet.observability.drafter import PREFIX, DrafterMetrics
@@ -87,6 +88,8 @@ async def _serve(config: DrafterConfig) -> int:
             ahead=config.ahead,
             early=early,
             tracer=tracer,
+            trees=config.trees,
+            max_draft=config.max_draft or MAX_DRAFT_TOKENS,
         )
         server.add_generation(TextGenerator(drafter, tokenizer, drafter=config.name or address))
         await server.start()
@@ -136,7 +139,7 @@ def _speculator(config: DrafterConfig, stack: AsyncExitStack) -> Speculator:
         )
     )
     stack.callback(engine.shutdown)
-    batcher = DraftBatcher(engine, measure=config.early_stop)
+    batcher = DraftBatcher(engine, measure=config.early_stop, runners_up=config.trees)
     task = asyncio.create_task(batcher.run())
     task.add_done_callback(_batcher_ended)
     stack.callback(task.cancel)

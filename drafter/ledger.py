@@ -4,18 +4,23 @@
 
 *accepted* and *refused* were verified; *stale* ones were sent, and the text was another before they were verified; *trimmed*
 ones waited at the verifier when it ran a step without them, and were wrong then; *discarded* ones were of no use: never sent,
-or overtaken by a text that says the same.
+or overtaken by a text that says the same. Alternatives (drafter.alternatives) are drafted when they are sent.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from drafter.branch import Settled
 from drafter.early_stop import TYPICAL, EarlyStop, Watch, features, remember
 from drafter.observer import Observer
 from drafter.speculators import Guess
+from specfleet.core.protocol import Verdict
 from specfleet.core.types import SamplingParams
+
+RUNNER_UP = "runner-up"
+"""What second guesses are called, among speculators and kinds of guesses."""
 
 
 class Ledger:
@@ -28,6 +33,8 @@ class Ledger:
         self._early = early
         self._observer = observer
         self._record = early.predictor(self._kind("model")).typical if early else TYPICAL
+        self._behind_the_end = 0
+        """Alternatives that the last verdict verified, to guesses that stand behind the text's end."""
 
     def drafted(self, guesses: Sequence[Guess], place: int, seconds: float, ahead: bool) -> list[Guess]:
         """Guesses that took `seconds`, the first with `place` others between it and the confirmed text: with their chances.
@@ -36,11 +43,15 @@ class Ledger:
         return [self._noted(guess, place + n, seconds / len(guesses), ahead) for n, guess in enumerate(guesses)]
 
     def _noted(self, guess: Guess, place: int, seconds: float, ahead: bool) -> Guess:
-        token, q, confidence, source, x, chance, _, _ = guess
+        token, q, confidence, source, x, chance, *_ = guess
+        y, second = guess.runner_up_features, guess.runner_up_chance
         if self._early is not None and confidence is not None:
             x = features(confidence, place, self._record)
             chance = self._early.predictor(self._kind(source)).chance(x)
-        return Guess(token, q, confidence, source, x, chance, seconds, ahead)
+            if confidence.runner_up is not None:
+                y = features(replace(confidence, chosen=confidence.runner_up_share), place, self._record)
+                second = self._early.predictor(self._kind(RUNNER_UP)).chance(y)
+        return Guess(token, q, confidence, source, x, chance, seconds, ahead, y, second)
 
     def watch(self, place: int, survival: float, least: float) -> Watch | None:
         """What stops a draft behind `place` guesses that are all right with chance `survival`."""
@@ -49,16 +60,44 @@ class Ledger:
         # Only a model's guesses cost time one by one.
         return Watch(self._early.predictor(self._kind("model")), place, self._record, survival, least)
 
-    def settle(self, settled: Settled, trimmed: int) -> None:
-        """A verdict's guesses. `trimmed`: how many of the stale ones the verifier had when it left them out."""
+    def sent_alternatives(self, count: int) -> None:
+        """Runner-ups that go to the verifier beside their guesses. They took no time."""
+        if count:
+            self._observer.drafted(RUNNER_UP, count, 0.0)
+
+    def settle(self, settled: Settled, verdict: Verdict) -> None:
+        """A verdict's guesses."""
         self._learn(settled)
         self._fate("accepted", settled.accepted)
         self.discard("overtaken", settled.overtaken, used=True)
-        self._drop(settled, trimmed, "contradicted")
+        # Of the stale ones the verifier had so many when it left them out.
+        self._drop(settled, verdict.trimmed, "contradicted")
+        self._settle_alternatives(settled, verdict)
 
     def finish(self, settled: Settled) -> None:
         """Guesses that were ahead when the session ended."""
         self._drop(settled, 0, "ended")
+        beside, _, stale = settled.alternatives
+        refused = min(self._behind_the_end, beside)
+        self._count_alternatives("refused", refused)
+        self._count_alternatives("stale", beside + stale - refused, "ended")
+
+    def _settle_alternatives(self, settled: Settled, verdict: Verdict) -> None:
+        """Which of them the step took is not said, only how many."""
+        beside, overtaken, stale = settled.alternatives
+        verified = min(verdict.alternatives, beside)
+        self._behind_the_end = verdict.alternatives - verified
+        self._count_alternatives("accepted", int(verdict.alternative_accepted))
+        self._count_alternatives("refused", verified - verdict.alternative_accepted)
+        self._count_alternatives("trimmed", beside - verified, "contradicted")
+        self._count_alternatives("stale", stale, "contradicted")
+        self._count_alternatives("discarded", overtaken, "overtaken")
+
+    def _count_alternatives(self, fate: str, count: int, reason: str = "") -> None:
+        if count > 0:
+            self._observer.fate(fate, count, 0.0, fate == "accepted")
+            if reason:
+                self._observer.discarded(reason, count)
 
     def discard(self, reason: str, guesses: Sequence[Guess], used: bool = False) -> None:
         """Guesses of no use; `used` where others stood on them."""
@@ -90,6 +129,7 @@ class Ledger:
             self._label(guess, True)
         if settled.wrong is not None and (matched or settled.refused):
             self._label(settled.wrong, False)
+            self._label_runner_up(settled.wrong, settled.instead)
 
     def _label(self, guess: Guess, right: bool) -> None:
         if self._early is None or not guess.features:
@@ -97,6 +137,12 @@ class Ledger:
         self._early.learn(self._kind(guess.source), guess.features, guess.chance, right)
         self._record = remember(self._record, right)
         self._observer.calibration(self._early.calibration.error)
+
+    def _label_runner_up(self, guess: Guess, instead: int | None) -> None:
+        """Whether a second choice is right is asked where the first is the first wrong one."""
+        if self._early is not None and guess.runner_up_features and guess.confidence is not None:
+            right = guess.confidence.runner_up == instead
+            self._early.predictor(self._kind(RUNNER_UP)).learn(guess.runner_up_features, right)
 
     def _kind(self, source: str) -> str:
         return f"{source}-{self._rule}"

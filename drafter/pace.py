@@ -38,11 +38,10 @@ class Pace:
         """Tokens that can be drafted in the time of a round; 0 while that is not known."""
         return math.ceil(self.round_seconds.value / self.draft_seconds.value) if self.draft_seconds.value else 0
 
-    @property
-    def least_survival(self) -> float:
+    def least_survival(self, token_cost: float) -> float:
         """What the chance that a draft is right so far must be, for one more guess to earn tokens at the rate of whole rounds
-        (drafter.early_stop)."""
+        (drafter.early_stop), and those that its verification costs everybody."""
         if not self.round_seconds.value or not self.draft_seconds.value:
-            return UNKNOWN_LEAST
+            return min(UNKNOWN_LEAST + token_cost, HIGHEST_LEAST)
         rate = self.round_tokens.value / self.round_seconds.value
-        return min(self.draft_seconds.value * rate, HIGHEST_LEAST)
+        return min(self.draft_seconds.value * rate + token_cost, HIGHEST_LEAST)

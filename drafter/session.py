@@ -18,6 +18,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from itertools import accumulate
 from operator import mul
 
+from drafter.alternatives import worth_sending
 from drafter.branch import Branch
 from drafter.early_stop import EarlyStop
 from drafter.ledger import Ledger
@@ -26,7 +27,18 @@ from drafter.pace import Pace
 from drafter.speculators import Drafting, Guess, Speculator, Stoppable
 from specfleet.core.clock import Clock
 from specfleet.core.errors import InternalError, SpecfleetError, StreamInterrupted
-from specfleet.core.protocol import ClientStream, Draft, Finished, Open, Opened, Shadow, Verdict, VerifierConnection
+from specfleet.core.protocol import (
+    MAX_DRAFT_TOKENS,
+    ClientStream,
+    Draft,
+    Finished,
+    Open,
+    Opened,
+    Shadow,
+    Verdict,
+    VerifierConnection,
+)
+from specfleet.core.step import Alternative
 from specfleet.core.trace import Phase, Tracer
 from specfleet.core.types import LOCAL, Grant, Mode
 
@@ -60,9 +72,14 @@ class DraftingSession:
         ahead: bool = False,
         early: EarlyStop | None = None,
         tracer: Tracer | None = None,
+        trees: bool = False,
+        max_draft: int = MAX_DRAFT_TOKENS,
     ) -> None:
         """`ahead`: draft on while the verdict of a ROUND is on its way, as STREAM always does. `early`: what is known of
-        guesses; None to draft whatever was granted."""
+        guesses; None to draft whatever was granted. `trees`: send second guesses where they pay; what pays is known only by
+        `early`. `max_draft`: longest draft, whatever was granted."""
+        self._max_draft = max_draft
+        self._trees = trees and early is not None and opening.sampling.match_rule
         self._pace = pace or Pace()
         self._ahead = ahead
         self._early = early
@@ -152,7 +169,7 @@ class DraftingSession:
         if behind < 0:
             raise InternalError(f"verdict at {verdict.position}, but the text ends at {len(self._branch.text)}")
         settled = self._branch.confirm(verdict.tokens[behind:], verdict.accepted - behind, verdict.drafted - behind)
-        self._ledger.settle(settled, verdict.trimmed)
+        self._ledger.settle(settled, verdict)
         if verdict.drafted and self._sent_at:
             self._observer.round_trip(self._clock() - self._sent_at)
         if verdict.drafted and self._stopped:
@@ -225,13 +242,18 @@ class DraftingSession:
         """The verifier waits for a draft."""
         return self._grant.mode is Mode.ROUND and self._answered != len(self._branch.text)
 
+    @property
+    def _length(self) -> int:
+        """Of a draft. The verifier is told where it ends before its grant (`Draft.last`)."""
+        return min(self._grant.length, self._max_draft)
+
     def _wanted(self) -> int:
         """How many more tokens to guess now."""
         branch, grant = self._branch, self._grant
         # The verdict adds a token of the target's own, so the last one is never worth a guess.
         useful = 0 if self._mute else self._last - 1 - branch.end
         if self._unanswered:
-            return 0 if self._enough() else min(grant.length - len(branch.ahead), useful)
+            return 0 if self._enough() else min(self._length - len(branch.ahead), useful)
         if grant.mode is Mode.LOCAL or (grant.mode is Mode.ROUND and not self._ahead):
             return 0
         near = 0.0 < self._pace.round_trip.value < NEAR_SECONDS
@@ -241,13 +263,17 @@ class DraftingSession:
 
     def _enough(self) -> bool:
         """Whether the draft of a ROUND is too doubtful for one more guess to pay. The first one always does."""
-        return self._early is not None and self._branch.survival < self._pace.least_survival
+        return self._early is not None and self._branch.survival < self._least_survival
+
+    @property
+    def _least_survival(self) -> float:
+        return self._pace.least_survival(self._grant.token_cost)
 
     def _bound(self, grant: Grant) -> int:
         """How far beyond the confirmed text to guess: what one step may verify and the token it adds, and what is guessed
         while messages are on their way and the step is run. Without the latter whoever is far away would wait."""
         lead = self._pace.lead if grant.mode is Mode.STREAM else self._pace.round_lead
-        return min(MOST_AHEAD, grant.length + 1 + (lead or grant.length))
+        return min(MOST_AHEAD, self._length + 1 + (lead or self._length))
 
     async def _extend(self, drafting: Drafting, wanted: int) -> bool:
         """Guess `wanted` more tokens, or fewer; False if there is nothing to go by."""
@@ -272,7 +298,7 @@ class DraftingSession:
     async def _guess(self, drafting: Drafting, wanted: int) -> list[Guess]:
         branch = self._branch
         if wanted > 1 and self._unanswered:
-            watch = self._ledger.watch(len(branch.ahead), branch.survival, self._pace.least_survival)
+            watch = self._ledger.watch(len(branch.ahead), branch.survival, self._least_survival)
             if watch is not None and isinstance(drafting, Stoppable):
                 return await drafting.draft_until(branch.belief, wanted, watch)
         return await drafting.draft(branch.belief, wanted)
@@ -293,13 +319,16 @@ class DraftingSession:
             return
         last = self._unanswered and (branch.sent < grant.length or not grant.length)
         position, guesses = branch.unsent()
+        if grant.mode is Mode.ROUND:  # all that waits there when a round begins is its draft
+            guesses = guesses[: max(0, self._max_draft - branch.sent)]
         if self._unanswered:
             self._answered, self._answered_at = len(branch.text), self._clock()
-            self._stopped = len(branch.ahead) < grant.length and self._enough()
+            self._stopped = len(branch.ahead) < self._length and self._enough()
         if not guesses and not last:
             return
+        alternatives = self._alternatives(len(guesses))
         q = None if self._opening.sampling.match_rule else tuple(guess.q for guess in guesses if guess.q is not None)
-        branch.sent = len(branch.ahead)
+        branch.sent += len(guesses)
         self._sent_at = self._clock()
         await stream.send(
             Draft(
@@ -310,8 +339,21 @@ class DraftingSession:
                 q=q or None,
                 draft_seconds=self._take_spent(),
                 survival=self._survival(guesses),
+                alternatives=alternatives,
             )
         )
+
+    def _alternatives(self, count: int) -> tuple[Alternative, ...]:
+        """Second guesses that go with the first `count` guesses that were not sent yet."""
+        branch, grant = self._branch, self._grant
+        if not self._trees or not grant.alternatives or not count:
+            return ()
+        ahead = branch.ahead[: branch.sent + count]
+        places = worth_sending(ahead, branch.sent, grant.alternatives, grant.token_cost)
+        branch.mark_alternatives(places)
+        self._ledger.sent_alternatives(len(places))
+        found = ((place - branch.sent, branch.ahead[place].confidence) for place in places)
+        return tuple(Alternative(at, sure.runner_up) for at, sure in found if sure and sure.runner_up is not None)
 
     def _survival(self, guesses: Sequence[Guess]) -> tuple[float, ...] | None:
         """What `Draft.survival` says of these guesses; None where nothing is known."""

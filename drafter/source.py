@@ -16,7 +16,7 @@ from drafter.resume import Generation, Patience
 from drafter.session import DraftingSession
 from drafter.speculators import Speculator
 from specfleet.core.clock import Clock
-from specfleet.core.protocol import Open, Verdict, VerifierConnection, VerifyResponse
+from specfleet.core.protocol import MAX_DRAFT_TOKENS, Open, Verdict, VerifierConnection, VerifyResponse
 from specfleet.core.trace import Tracer
 from specfleet.core.types import ModelInfo
 from specfleet.core.vocabulary import Vocabulary
@@ -38,9 +38,11 @@ class Drafter:
         ahead: bool = True,
         early: EarlyStop | None = None,
         tracer: Tracer | None = None,
+        trees: bool = False,
+        max_draft: int = MAX_DRAFT_TOKENS,
     ) -> None:
-        """`rng`: for pauses before a generation that lost its verifier goes on. `ahead` and `early`: see DraftingSession; what
-        is known of guesses is one for all generations."""
+        """`rng`: for pauses before a generation that lost its verifier goes on. `ahead` and what follows: see DraftingSession;
+        what is known of guesses is one for all generations."""
         self._connection = connection
         self._speculator = speculator
         self._digest = vocabulary.digest()
@@ -49,6 +51,8 @@ class Drafter:
         self._ahead = ahead
         self._early = early
         self._tracer = tracer
+        self._trees = trees
+        self._max_draft = max_draft
         self._model: ModelInfo | None = None
         self._pace = Pace()
         self._patience = patience or Patience()
@@ -91,4 +95,6 @@ class Drafter:
             ahead=self._ahead,
             early=self._early,
             tracer=self._tracer,
+            trees=self._trees,
+            max_draft=self._max_draft,
         )

@@ -48,6 +48,17 @@ class StepBudget:
             feed = min(feed, chunk)
         return feed > 0 and self._take(record, feed, 0, feed == behind)
 
+    def add_alternatives(self, place: int, record: SessionRecord) -> None:
+        """Put what a session was granted of the alternatives that wait, as far as it fits, beside its draft at `place`."""
+        item = self.items[place]
+        left = -(record.computed + item.tokens) % self._page_size  # of its last page
+        count = min(record.alternatives, record.grant.alternatives, self.tokens)
+        count = min(count, left + self.free_pages * self._page_size)
+        self.tokens -= count
+        self.free_pages -= -(-max(0, count - left) // self._page_size)
+        self._pairs += count * (record.computed + 2 * item.tokens + count)
+        self.items[place] = item._replace(alternatives=count)
+
     def fits(self, record: SessionRecord) -> bool:
         """Whether there are pages for all that it waits to have computed."""
         return self._room(record) >= record.known - record.computed

@@ -22,6 +22,10 @@ class DraftProfile(ProfileFile):
     """One for each of `batches`."""
     source: str = ""
     """Machine and model they were measured on."""
+    acceptance: float | None = None
+    """Share of a target's own greedy tokens that the model would have guessed; None where no verifier was asked."""
+    best_length: int | None = None
+    """Speculation length of most tokens per second for one session there; 0 is not to draft."""
 
     def __post_init__(self) -> None:
         # JSON knows lists only.
@@ -37,6 +41,10 @@ class DraftProfile(ProfileFile):
             raise ConfigurationError(
                 f"draft profile: batches are {self.batches}, must be whole numbers from 1 on, rising"
             )
+        if self.acceptance is not None and not 0.0 <= self.acceptance <= 1.0:
+            raise ConfigurationError(f"draft profile: acceptance is {self.acceptance!r}, must be between 0 and 1")
+        if self.best_length is not None and not (isinstance(self.best_length, int) and self.best_length >= 0):
+            raise ConfigurationError(f"draft profile: best_length is {self.best_length!r}, must be tokens, 0 or more")
         for seconds in self.seconds_per_token:
             if not (math.isfinite(seconds) and seconds > 0.0):
                 raise ConfigurationError(

@@ -72,7 +72,10 @@ class Acceptance:
 
     def verified(self, drafted: int, accepted: int) -> None:
         """A round: of `drafted` verified tokens the first `accepted` were right. No drafted token, no observation."""
-        self.tested(accepted, accepted + (accepted < drafted))
+        tested = accepted + (accepted < drafted)
+        if tested:
+            self.reported(accepted, tested)
+            self._pool.observe(accepted, tested)
 
     def untested(self, tokens: int) -> None:
         """`tokens` went by without a guess: what is known of the session fades into what is known of all, so that whoever was
@@ -86,12 +89,12 @@ class Acceptance:
             self._sum.tested *= keep
             self._untested = 0
 
-    def tested(self, accepted: int, tested: int) -> None:
-        """`accepted` of `tested` guesses were right, as a drafter reports of its shadow guesses in LOCAL."""
+    def reported(self, accepted: int, tested: int) -> None:
+        """`accepted` of `tested` guesses were right, as a drafter says of its shadow guesses in LOCAL. Nobody has verified
+        that, so it is believed of this session only: others must not be moved by what one drafter says."""
         if 0 <= accepted <= tested and tested > 0:
             self._fade()
             self._sum.observe(accepted, tested)
-            self._pool.observe(accepted, tested)
 
 
 def expected_tokens(acceptance: float, length: int) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 from scheduler import batching, speculation
 from scheduler.admission import Refusal, Request, infeasible, over_quota
 from scheduler.budget import StepBudget
-from scheduler.estimators import Acceptance, AcceptancePool, Smoothed
+from scheduler.estimators import Acceptance, AcceptancePool, Goodput, Smoothed
 from scheduler.identities import Identities, Identity, Share, jain
 from scheduler.ready import ReadyQueue
 from scheduler.step_time import UNPROFILED, StepProfile, StepShape, StepTimeModel
@@ -27,6 +27,12 @@ PATIENCE_STEPS = 4.0
 """And so many steps longer, for a drafter that works for others, too."""
 MAX_SHADOW = 64
 """Tokens that one shadow report may count for: it is the drafter's word only."""
+ALTERNATIVES = 4
+"""Granted beside a draft, while a token of a step costs less than"""
+DEAREST_ALTERNATIVE = 0.2
+"""so many of text: a second guess that is right more often is rare."""
+RATE_SECONDS = 2.0
+"""Over which the tokens per second that a step's time is worth are averaged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +67,9 @@ class Scheduler:
         self._view = View(StepTimeModel(config.profile), self._records)
         self._pool = AcceptancePool()
         self._identities = Identities(config.shares)
+        self._rate = Goodput(0.0, RATE_SECONDS)
+        """Tokens per second of all sessions together."""
+        self._token_cost = 0.0
         self._classes = {"": BEST_EFFORT, **{one.name: one for one in config.classes}}
         self._speculation = speculation.build(config.speculation, self._view, np.random.default_rng(config.seed))
         self._batching = batching.build(config.batching, self._view)
@@ -79,6 +88,17 @@ class Scheduler:
     def price(self) -> float:
         """Of a second of the verifier, in weighted tokens; 0 where the policy knows no price."""
         return float(getattr(self._speculation, "price", 0.0))
+
+    @property
+    def token_cost(self) -> float:
+        """What one more token in a step costs all sessions together, in tokens of text: the time it takes, at the rate at
+        which they get theirs. An idle verifier's tokens are cheap."""
+        return self._token_cost
+
+    @property
+    def _alternatives(self) -> int:
+        """Those that a session may have verified beside its draft."""
+        return ALTERNATIVES if self._token_cost <= DEAREST_ALTERNATIVE else 0
 
     @property
     def fairness(self) -> float:
@@ -136,10 +156,18 @@ class Scheduler:
         return record.grant
 
     def drafted(
-        self, session: int, pending: int, complete: bool, now: float, *, tokens: int = 0, seconds: float = 0.0
+        self,
+        session: int,
+        pending: int,
+        complete: bool,
+        now: float,
+        *,
+        tokens: int = 0,
+        seconds: float = 0.0,
+        alternatives: int = 0,
     ) -> None:
-        """`pending` drafted tokens now wait behind the session's text; `complete` if no more will come. The message that
-        said so brought `tokens` tokens, drafted in `seconds`."""
+        """`pending` drafted tokens now wait behind the session's text, with `alternatives` beside them; `complete` if no more
+        will come. The message that said so brought `tokens` tokens, drafted in `seconds`."""
         record = self._records[session]
         waited = record.waits
         if waited and complete and record.told_at:
@@ -147,7 +175,7 @@ class Scheduler:
         if tokens:
             record.draft_seconds.observe(seconds / tokens)
         was_ready = not waited or now >= record.draft_deadline
-        record.drafted, record.draft_complete = pending, complete
+        record.drafted, record.draft_complete, record.alternatives = pending, complete, alternatives
         if not was_ready:
             record.ready_at = now
         self._queue.place(record, now)
@@ -156,7 +184,7 @@ class Scheduler:
         """In LOCAL: of `tested` streamed tokens the drafter would have guessed `accepted`, in `draft_seconds` each."""
         record = self._records[session]
         if tested <= MAX_SHADOW:
-            record.acceptance.tested(accepted, tested)
+            record.acceptance.reported(accepted, tested)
         record.draft_seconds.observe(draft_seconds)
 
     def ready_at(self, session: int) -> float:
@@ -185,9 +213,18 @@ class Scheduler:
         budget = StepBudget(self.config.max_step_tokens, free_pages, self.config.page_size)
         self._batching.fill(ready, budget, now)
         if budget.items:
+            if self._alternatives and not ready.targets:
+                self._add_alternatives(budget)
             seconds, plain = self.step_time.predict(budget.shape), self.step_time.predict(budget.plain)
             return Plan(tuple(budget.items), seconds=seconds, plain_seconds=plain)
         return self._preempt(list(ready))
+
+    def _add_alternatives(self, budget: StepBudget) -> None:
+        """Where drafts have left room, and nobody's deadline speaks against a longer step."""
+        for place, item in enumerate(budget.items):
+            record = self._records[item.session]
+            if record.alternatives and item.draft:
+                budget.add_alternatives(place, record)
 
     def commit(self, outcome: Outcome, now: float) -> dict[int, Grant]:
         """Learn from a step; returns the next grant of every session that got a verdict."""
@@ -195,6 +232,8 @@ class Scheduler:
         self.step_time.observe(self._shape(outcome.items), outcome.seconds)
         self._view.step_seconds.observe(outcome.seconds)
         self._speculation.stepped(outcome, now)
+        self._rate.observe(sum(item.committed for item in outcome.items), now)
+        self._token_cost = float(self.step_time.coefficients[1]) * self._rate.value
         decided, records = self._speculation.decided, self._records
         committed: dict[Identity, int] = {}
         for item in outcome.items:
@@ -210,8 +249,8 @@ class Scheduler:
             identity = record.identity
             committed[identity] = committed.get(identity, 0) + tokens
             record.committed(item, now)
-            grants[record.session] = grant = decided(record, item, now) if record.can_draft else LOCAL
-            self._grant(record, grant, now)
+            self._grant(record, decided(record, item, now) if record.can_draft else LOCAL, now)
+            grants[record.session] = record.grant
         for identity, tokens in committed.items():
             identity.committed(tokens, now)
         return grants
@@ -228,6 +267,8 @@ class Scheduler:
         self._queue.place(record, now)
 
     def _grant(self, record: SessionRecord, grant: Grant, now: float) -> None:
+        if grant.mode is not Mode.LOCAL:
+            grant = Grant(grant.mode, grant.length, self._alternatives, self._token_cost)
         record.grant = grant
         if grant.mode is Mode.ROUND:
             record.draft_deadline = now + self._patience(record)
@@ -255,7 +296,7 @@ class Scheduler:
         """Raises AssertionError where a count cannot be right. Called by tests after every event."""
         for record in self:
             assert 0 <= record.computed < record.known, record
-            assert record.drafted >= 0, record
+            assert record.drafted >= 0 and record.alternatives >= 0, record
             assert record.can_draft or record.grant == LOCAL, record
         self._queue.check_integrity(self._records)
         sessions = sum(one.sessions for one in self._identities.active())

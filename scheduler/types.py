@@ -36,6 +36,8 @@ class SessionRecord:
     grant: Grant = LOCAL
     drafted: int = 0
     """Drafted tokens that wait to be verified."""
+    alternatives: int = 0
+    """Alternatives that wait beside them."""
     draft_complete: bool = False
     """The drafter will send no more before the next verdict."""
     told_at: float = 0.0
@@ -91,10 +93,10 @@ class SessionRecord:
 
     def committed(self, item: ItemOutcome, now: float) -> None:
         """Count what a verdict brought."""
-        _, _, drafted, accepted, tokens, pending = item
+        _, _, drafted, accepted, tokens, pending, alternatives, waiting = item
         self.known += tokens
         self.computed = self.known - 1  # the newest token is known but not computed: the next step decodes from it
-        self.drafted, self.draft_complete = pending, False
+        self.drafted, self.alternatives, self.draft_complete = pending, waiting, False
         self.interval = now - self.told_at if self.told_at else 0.0
         self.told_at = now
         self.emitted += tokens
@@ -107,7 +109,7 @@ class SessionRecord:
         if self.service.targets:
             self.schedule()
             self.tokens_per_verdict.observe(tokens)
-            self.verified_per_verdict.observe(1 + drafted)
+            self.verified_per_verdict.observe(1 + drafted + alternatives)
 
     def schedule(self) -> None:
         """Work out when the next token is due. To be called where the class promises anything."""
@@ -115,16 +117,18 @@ class SessionRecord:
 
 
 class PlanItem(NamedTuple):
-    """A session's share of a step: `feed` known tokens, then `draft` guesses. `sample` ends in a verdict."""
+    """A session's share of a step: `feed` known tokens, then `draft` guesses and `alternatives` to them. `sample` ends in a
+    verdict."""
 
     session: int
     feed: int
     draft: int
     sample: bool
+    alternatives: int = 0
 
     @property
     def tokens(self) -> int:
-        return self.feed + self.draft
+        return self.feed + self.draft + self.alternatives
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,10 +154,13 @@ class ItemOutcome(NamedTuple):
     committed: int
     pending: int
     """Drafted tokens that still continue the text and wait for the next step."""
+    alternatives: int = 0
+    """Verified beside the draft."""
+    alternatives_pending: int = 0
 
     @property
     def tokens(self) -> int:
-        return self.fed + self.drafted
+        return self.fed + self.drafted + self.alternatives
 
 
 @dataclass(frozen=True, slots=True)

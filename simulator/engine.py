@@ -10,7 +10,7 @@ from scheduler.step_time import StepShape
 from simulator.clock import sleep
 from simulator.pages import Held, PagePool
 from simulator.text import ID_BYTES, VOCABULARY, follow
-from specfleet.core.step import PAGE_SIZE, StepItem, StepResult
+from specfleet.core.step import PAGE_SIZE, Alternative, StepItem, StepResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class ModelledEngine:
     def _shape(self, items: Sequence[StepItem]) -> BatchShape:
         tokens = cached = pairs = 0
         for item in items:
-            new, old = len(item.tokens), len(self._sequences[item.sequence].text)
+            new, old = len(item.tokens) + len(item.alternatives), len(self._sequences[item.sequence].text)
             tokens += new
             cached += old
             pairs += new * (old + new)
@@ -95,7 +95,7 @@ class ModelledEngine:
         else:
             text.extend(given[:fed])
             own.state = follow(given[:fed], own.state)
-        result = self._verify(own, given[fed:]) if item.sample else NOTHING
+        result = self._verify(own, given[fed:], item.alternatives) if item.sample else NOTHING
         held = own.held
         # Most steps stay within the last page.
         if len(text) > -(-held.length // PAGE_SIZE) * PAGE_SIZE or len(held.shared) * PAGE_SIZE < len(held.prompt):
@@ -105,7 +105,7 @@ class ModelledEngine:
         return result
 
     @staticmethod
-    def _verify(own: _Sequence, draft: Sequence[int]) -> StepResult:
+    def _verify(own: _Sequence, draft: Sequence[int], alternatives: Sequence[Alternative] = ()) -> StepResult:
         text, state = own.text, own.state
         accepted = []
         token = state % VOCABULARY
@@ -115,6 +115,10 @@ class ModelledEngine:
             accepted.append(token)
             state = crc32(ID_BYTES[token], state)
             token = state % VOCABULARY
+        if alternatives and len(accepted) < len(draft) and Alternative(len(accepted), token) in alternatives:
+            text.extend((*accepted, token))
+            own.state = crc32(ID_BYTES[token], state)
+            return StepResult(len(accepted), (*accepted, token, own.state % VOCABULARY), alternative=True)
         text.extend(accepted)
         own.state = state
         return StepResult(len(accepted), (*accepted, token))

@@ -8,7 +8,6 @@ from typing import Any, Protocol
 from simulator.counters import Row, Tally
 from specfleet.core.clock import Clock
 from specfleet.core.protocol import Verdict
-from specfleet.core.types import Mode
 from verifier.observer import Silent
 
 
@@ -83,7 +82,7 @@ class Watch(Silent):
         tally.step_seconds.add(seconds)
         self._sink.step(self._name, self._clock() - seconds, seconds, sequences, tokens)
 
-    def verdict(self, service_class: str, mode: Mode, drafted: int, accepted: int, committed: int, wait: float) -> None:
-        self.committed += committed
-        self.verified += drafted
-        self.accepted += accepted
+    def verdict(self, service_class: str, verdict: Verdict, wait: float) -> None:
+        self.committed += len(verdict.tokens)
+        self.verified += verdict.verified
+        self.accepted += verdict.right

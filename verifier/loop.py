@@ -98,8 +98,7 @@ class BatchLoop:
     def offer(self, session: Session, draft: Draft) -> None:
         """Take in a draft. Raises what `Session.offer` raises."""
         offered = session.offer(draft)
-        if offered.stale:
-            self._observer.stale(offered.stale)
+        self._stale(offered.stale)
         if session.number in self._sessions:
             self._scheduler.drafted(
                 session.number,
@@ -108,8 +107,15 @@ class BatchLoop:
                 self._clock(),
                 tokens=len(draft.tokens),
                 seconds=draft.draft_seconds,
+                alternatives=session.alternatives,
             )
             self._wake.set()
+        elif session not in self._arrivals:
+            self._stale(session.abandon())  # it came too late
+
+    def _stale(self, guesses: int) -> None:
+        if guesses:
+            self._observer.stale(guesses)
 
     def shadow(self, session: Session, report: Shadow) -> None:
         """Take in what the drafter would have guessed of the text that the verifier wrote alone."""
@@ -193,6 +199,7 @@ class BatchLoop:
             draft=len(draft),
             sample=planned.sample,
             q=q,
+            alternatives=session.take_alternatives(len(draft), planned.alternatives) if planned.alternatives else (),
         )
 
     def _commit(
@@ -204,7 +211,7 @@ class BatchLoop:
             session = self._sessions[planned.session]
             verdict = None
             if planned.sample:
-                verdict = session.commit(result, item.draft)
+                verdict = session.commit(result, item.draft, len(item.alternatives))
                 verdicts.append((session, verdict))
             else:
                 session.computed += planned.feed
@@ -216,27 +223,23 @@ class BatchLoop:
                     accepted=verdict.accepted if verdict else 0,
                     committed=len(verdict.tokens) if verdict else 0,
                     pending=session.pending,
+                    alternatives=len(item.alternatives),
+                    alternatives_pending=session.alternatives,
                 )
             )
         now = start + seconds
         grants = self._scheduler.commit(Outcome(tuple(outcomes), seconds), now)
         self._observer.decided(self._planned_in + self._clock() - now)
         self.step_seconds += 0.1 * (seconds - self.step_seconds) if self.step_seconds else seconds
-        self._observer.step(seconds, plan.seconds, len(done), sum(len(item.tokens) for _, item, _ in done))
+        tokens = sum(len(item.tokens) + len(item.alternatives) for _, item, _ in done)
+        self._observer.step(seconds, plan.seconds, len(done), tokens)
         # Whoever becomes ready while a step runs waits for its end; what is beyond that is want of room.
         queued = sum(max(0.0, waits[session.number] - self._last_step) for session, _ in verdicts)
         self._observer.alone(seconds * plan.plain_seconds / plan.seconds if plan.seconds else seconds, queued)
         self._last_step = seconds
         for session, verdict in verdicts:
             session.first_at, session.last_at = session.first_at or now, now
-            self._observer.verdict(
-                session.service.name,
-                verdict.mode,
-                verdict.drafted,
-                verdict.accepted,
-                len(verdict.tokens),
-                waits[session.number],
-            )
+            self._observer.verdict(session.service.name, verdict, waits[session.number])
             session.outbox.put_nowait(verdict._replace(grant=self._grant(session, grants[session.number])))
             if session.finished is not None:
                 self._finish(session)
@@ -305,7 +308,9 @@ class BatchLoop:
             round_trip=session.round_trip,
         )
         if session.pending or session.complete:
-            self._scheduler.drafted(session.number, session.pending, session.complete, now)
+            self._scheduler.drafted(
+                session.number, session.pending, session.complete, now, alternatives=session.alternatives
+            )
         self._observer.session_opened(bool(session.resumed_length))
         granted = self._grant(session, grant)
         if not session.opened.done():  # its owner was cancelled while it waited, and has yet to withdraw it
@@ -325,6 +330,7 @@ class BatchLoop:
         del self._sessions[session.number]
         self._scheduler.close(session.number)
         self._engine.close(session.number)
+        self._stale(session.abandon())
         self._observer.session_finished(session.service.name, reason)
 
     async def _idle(self, wake_at: float | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from specfleet.core.protocol import Verdict
 from specfleet.core.types import FinishReason, Mode
 
 
@@ -21,9 +22,7 @@ class Observer(Protocol):
 
     def alone(self, step_seconds: float, queued_seconds: float) -> None: ...
 
-    def verdict(
-        self, service_class: str, mode: Mode, drafted: int, accepted: int, committed: int, wait: float
-    ) -> None: ...
+    def verdict(self, service_class: str, verdict: Verdict, wait: float) -> None: ...
 
     def granted(self, service_class: str, previous: Mode, mode: Mode, length: int) -> None: ...
 
@@ -49,9 +48,7 @@ class Silent:
 
     def alone(self, step_seconds: float, queued_seconds: float) -> None: ...
 
-    def verdict(
-        self, service_class: str, mode: Mode, drafted: int, accepted: int, committed: int, wait: float
-    ) -> None: ...
+    def verdict(self, service_class: str, verdict: Verdict, wait: float) -> None: ...
 
     def granted(self, service_class: str, previous: Mode, mode: Mode, length: int) -> None: ...
 

@@ -20,7 +20,7 @@ from operator import mul, ne
 
 from specfleet.core.errors import InvalidRequest, PositionGap, SpecfleetError
 from specfleet.core.protocol import Draft, Finished, Open, Verdict
-from specfleet.core.step import DraftDistribution, StepResult
+from specfleet.core.step import Alternative, DraftDistribution, StepResult
 from specfleet.core.types import BEST_EFFORT, FinishReason, Grant, Mode, SamplingParams, ServiceClass, Usage
 
 MAX_PENDING = 64
@@ -75,10 +75,14 @@ class Session:
         self._pending_q: list[DraftDistribution] = []
         self._pending_chance: list[float] = []
         """Of each, given that those before it are accepted; 1 where its drafter said nothing."""
+        self._alternatives: dict[int, tuple[int, ...]] = {}
+        """Other tokens for places of what waits, by position."""
         self._left = 0
         """Tokens that waited when a step began, and were left out of it."""
         self._stale = 0
         """Dropped by verdicts, and not yet told of."""
+        self._cut_off = 0
+        """Of what waits behind the text's end, guesses that were verified with the end itself."""
         self._complete = False
         self._trimmed = False
         self._contradicted = False
@@ -95,6 +99,11 @@ class Session:
     def pending(self) -> int:
         """Drafted tokens that wait to be verified."""
         return len(self._pending)
+
+    @property
+    def alternatives(self) -> int:
+        """Alternatives that wait beside the drafted tokens."""
+        return sum(map(len, self._alternatives.values()))
 
     @property
     def survival(self) -> list[float]:
@@ -126,13 +135,15 @@ class Session:
 
         Raises:
             PositionGap: it begins beyond every token that is known, and no message can be under way that fills the gap.
-            InvalidRequest: rejection sampling without the drafted tokens' distributions.
+            InvalidRequest: rejection sampling without the drafted tokens' distributions, or with alternatives.
         """
+        if draft.alternatives and not self.sampling.match_rule:
+            raise InvalidRequest.field("alternatives", "must be empty where sampling has no seed")
         if draft.tokens and draft.q is None and not self.sampling.match_rule:
             raise InvalidRequest.field("distributions", "is empty, must have one per token where sampling has no seed")
         dropped, self._stale = self._stale, 0
         if draft.confirmed < self._heard:
-            return Offered(0, dropped + len(draft.tokens))
+            return Offered(0, dropped + _guesses(draft))
         self._heard = draft.confirmed
         before = self.pending
         stale = dropped + self._merge(draft)
@@ -141,14 +152,34 @@ class Session:
         self._complete |= draft.last and (bool(self._pending) or draft.confirmed >= len(self.tokens))
         return Offered(max(0, self.pending - before), stale)
 
+    def abandon(self) -> int:
+        """Nothing of it will be verified any more; returns how many guesses waited, and how many were dropped as stale and
+        not told of yet."""
+        lost = max(0, self._stale + self.pending + self.alternatives - self._cut_off)
+        self._stale = self._left = self._cut_off = 0
+        self._pending.clear()
+        self._pending_q.clear()
+        self._pending_chance.clear()
+        self._alternatives.clear()
+        return lost
+
     def take_draft(self, count: int) -> tuple[list[int], list[DraftDistribution] | None]:
         """The first `count` waiting tokens, for a step. They stay until `commit` says what became of them."""
         q = None if self.sampling.match_rule else self._pending_q[:count]
         self._left = max(0, self.pending - count)
         return self._pending[:count], q
 
-    def commit(self, result: StepResult, drafted: int) -> Verdict:
-        """Take in what a step of `drafted` verified tokens committed; returns the verdict (its grant is yet to be set).
+    def take_alternatives(self, count: int, most: int) -> list[Alternative]:
+        """Up to `most` alternatives for places of the first `count` waiting tokens, the earliest first."""
+        known, found = len(self.tokens), []
+        for position in sorted(self._alternatives):
+            if position < known + count:
+                found += [Alternative(position - known, token) for token in self._alternatives[position]]
+        return found[:most]
+
+    def commit(self, result: StepResult, drafted: int, alternatives: int = 0) -> Verdict:
+        """Take in what a step of `drafted` verified tokens and so many `alternatives` committed; returns the verdict (its
+        grant is yet to be set).
 
         Ends the session at a stop id, at max_tokens or where its room ends; tokens behind that are cut off.
         """
@@ -161,6 +192,11 @@ class Session:
             self._stale - stale, drafted - min(result.accepted, len(committed))
         )  # refused, which is no news
         trimmed = min(self._left, self._stale - stale)
+        known = len(self.tokens)
+        dropped = self._keep_alternatives(known, known + self.pending)
+        self._stale += max(0, dropped - alternatives)
+        if self.pending and self.finished is not None:
+            self._cut_off = max(0, drafted - len(committed)) + max(0, alternatives - dropped)
         self._left = 0
         self.computed = len(self.tokens) - 1
         self._complete = False
@@ -175,6 +211,8 @@ class Session:
             mode=self.mode,
             logprobs=logprobs,
             trimmed=trimmed,
+            alternatives=alternatives,
+            alternative_accepted=result.alternative and len(committed) > accepted,
         )
 
     def _until_end(self, tokens: Sequence[int]) -> list[int]:
@@ -217,6 +255,14 @@ class Session:
         self._contradicted = True
         self._trimmed = False
 
+    def _keep_alternatives(self, start: int, stop: int) -> int:
+        """Forget those for places outside [start, stop); returns how many."""
+        if not self._alternatives:
+            return 0
+        before = self.alternatives
+        self._alternatives = {at: tokens for at, tokens in self._alternatives.items() if start <= at < stop}
+        return before - self.alternatives
+
     def _merge(self, draft: Draft) -> int:
         """Merge a draft into what waits; returns how many of its tokens were stale."""
         known, start = len(self.tokens), draft.position
@@ -225,18 +271,18 @@ class Session:
             # it sends goes on from what was wrong, however much of the text it may have seen meanwhile.
             self._contradicted = False
         elif self._contradicted:
-            return len(draft.tokens)
+            return _guesses(draft)
         if start > known + self.pending:
             if draft.confirmed >= known and not self._trimmed:
                 raise PositionGap(
                     f"draft begins at position {start}, but only {known + self.pending} positions are known; "
                     f"send the tokens from {known} on"
                 )
-            return len(draft.tokens)
+            return _guesses(draft)
         for offset, token in enumerate(draft.tokens[: max(0, known - start)]):
             if self.tokens[start + offset] != token:
                 self._contradicted = True
-                return len(draft.tokens)
+                return _guesses(draft)
         return self._append(draft, known)
 
     def _append(self, draft: Draft, known: int) -> int:
@@ -254,11 +300,22 @@ class Session:
         self._trimmed = len(fresh) > room
         chances = _conditional(draft)[skip:][:room]
         lost = max(0, self.pending - at) + max(0, len(fresh) - room)
+        lost += self._keep_alternatives(known, known + at)
+        for one in draft.alternatives:
+            place = one.offset - skip
+            if 0 <= place < room:
+                there = known + at + place
+                self._alternatives[there] = (*self._alternatives.get(there, ()), one.token)
+            lost += place >= room
         self._pending[at:] = fresh[:room]
         self._pending_chance[at:] = chances
         if draft.q is not None:
             self._pending_q[at:] = draft.q[skip:][:room]
         return lost
+
+
+def _guesses(draft: Draft) -> int:
+    return len(draft.tokens) + len(draft.alternatives)
 
 
 def _conditional(draft: Draft) -> list[float]:

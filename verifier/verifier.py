@@ -137,6 +137,7 @@ class Verifier:
             match message:
                 case Draft():
                     self._check_tokens("token_ids", message.tokens)
+                    self._check_tokens("alternatives", tuple(one.token for one in message.alternatives))
                     for q in message.q or ():
                         self._check_tokens("distributions", q.token_ids)
                     spent = self._reported("draft_seconds", message.draft_seconds)

@@ -27,6 +27,11 @@ class Guess(NamedTuple):
     """Its share of the time that drafting took."""
     early: bool = False
     """Made on the assumption that a verdict still to come would agree."""
+    runner_up_features: tuple[float, ...] = ()
+    runner_up_chance: float = 0.0
+    """Estimated chance that the runner-up is right (`confidence` names it), given that the guess is the first wrong one."""
+    alternative: bool = False
+    """The runner-up was sent beside it."""
 
 
 class Drafting(Protocol):

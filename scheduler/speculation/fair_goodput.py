@@ -146,7 +146,7 @@ class FairGoodput:
     def _govern(self, outcome: Outcome, now: float) -> None:
         """Tell the governor what the step earned, in shares of what everybody had been earning."""
         earned, decodes = 0.0, bool(outcome.items)
-        for session, fed, _, _, committed, _ in outcome.items:
+        for session, fed, _, _, committed, *_ in outcome.items:
             if fed > 1 or not committed:
                 decodes = False
                 break

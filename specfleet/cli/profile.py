@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from specfleet.cli import profile_acceptance as acceptance
+from specfleet.cli.profile_acceptance import Against
 from specfleet.cli.table import table
 from specfleet.core.errors import ConfigurationError
 from specfleet.core.extras import need
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 STEP_FILE, DRAFT_FILE = "step-profile.json", "draft-profile.json"
 BAR_STEPS = 1000
+
+FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
 
 T = TypeVar("T")
 Measure = Callable[["Subject", float, Callable[[], float], Callable[[float], None]], Awaitable[dict[T, float]]]
@@ -41,6 +45,7 @@ class Settings:
     threads: int
     out: Path
     seconds: float
+    against: Against | None
 
 
 @click.command("profile")
@@ -74,21 +79,58 @@ class Settings:
     metavar="N",
     help="Time for measuring, loading not counted; a slow model takes longer.",
 )
-def command(drafter: bool, out: Path | None, threads: int | None, **flags: Any) -> None:
+@click.option(
+    "--verifier",
+    metavar="HOST:PORT",
+    help="With --drafter: measure acceptance against this verifier's texts, and say which length of draft pays most.",
+)
+@click.option(
+    "--prompts",
+    type=FILE,
+    metavar="FILE.jsonl",
+    help='Texts to have continued, as {"prompt": …} lines.  [default: ours]',
+)
+@click.option(
+    "--step-profile",
+    type=FILE,
+    metavar="FILE",
+    help="Profile of the verifier, for what verifying each token costs; without one that is taken to be free.",
+)
+@click.option("--verifier-ca", type=FILE, metavar="FILE", help="Authority of the verifier's certificate (PEM).")
+@click.option("--verifier-token", type=FILE, metavar="FILE", help="File that holds the bearer token for it.")
+@click.option("--insecure", is_flag=True, help="Plaintext to another machine is meant.")
+def command(
+    drafter: bool,
+    out: Path | None,
+    threads: int | None,
+    verifier: str | None,
+    prompts: Path | None,
+    step_profile: Path | None,
+    verifier_ca: Path | None,
+    verifier_token: Path | None,
+    insecure: bool,
+    **flags: Any,
+) -> None:
     """Measure a model's steps on this machine and write a profile.
 
     \b
     specfleet profile --model models/tiny-target --out target.json
     specfleet verifier --model models/tiny-target --profile target.json
     specfleet profile --model models/tiny-draft --drafter
+    specfleet profile --model models/tiny-draft --drafter --verifier 127.0.0.1:7600
 
     Nothing else should be busy meanwhile: the verifier corrects a profile while it serves, the simulator believes it.
     """
     for module in ("torch", "scipy"):
         need(module)
+    if verifier and not drafter:
+        raise click.UsageError("--verifier is asked about a draft model's guesses; add --drafter")
+    if prompts and not verifier:
+        raise click.UsageError("--prompts are continued by a verifier; add --verifier HOST:PORT")
     settings = Settings(
         threads=threads or (1 if drafter else max(1, (os.cpu_count() or 2) // 2)),
         out=_writable(out or Path(DRAFT_FILE if drafter else STEP_FILE)),
+        against=Against(verifier, prompts, step_profile, verifier_ca, verifier_token, insecure) if verifier else None,
         **flags,
     )
     (_drafting if drafter else _steps)(settings)
@@ -98,7 +140,8 @@ def _steps(settings: Settings) -> None:
     from specfleet.profiling.fit import fit, mean_error
     from specfleet.profiling.measure import measure_steps
 
-    measured, source = _measured(settings, measure_steps)
+    with _engine(settings) as engine:
+        measured, source = _measured(engine, settings, measure_steps), _source(settings, engine)
     shapes = {point.shape: seconds for point, seconds in measured.items()}
     profile = fit(shapes, source)
     profile.save(settings.out)
@@ -115,20 +158,27 @@ def _drafting(settings: Settings) -> None:
     from scheduler.draft_time import DraftProfile
     from specfleet.profiling.measure import measure_drafting
 
-    measured, source = _measured(settings, measure_drafting)
-    DraftProfile(tuple(measured), tuple(measured.values()), source).save(settings.out)
+    against = settings.against
+    with _engine(settings) as engine:
+        found = acceptance.measure(against, settings.model, engine) if against else None
+        measured = _measured(engine, settings, measure_drafting)
+        source = _source(settings, engine)
+    profile = DraftProfile(tuple(measured), tuple(measured.values()), source)
     rows = [
         (str(batch), f"{seconds * 1e3:.3f}", f"{batch / seconds:.1f}", f"{seconds / measured[1]:.2f}x")
         for batch, seconds in measured.items()
     ]
     click.echo(table(("drafting together", "ms per token", "tokens/s in all", "of one alone"), rows))
+    if against and found:
+        profile = acceptance.report(against, found, profile)
+    profile.save(settings.out)
     _said(settings, source)
 
 
-def _measured(settings: Settings, measure: Measure[T]) -> tuple[dict[T, float], str]:
-    """Medians, and on what they were taken."""
+@contextmanager
+def _engine(settings: Settings) -> Iterator[TorchEngine]:
     from specfleet.engine import EngineConfig, TorchEngine
-    from specfleet.profiling.measure import Subject, kv_cache_tokens
+    from specfleet.profiling.measure import kv_cache_tokens
 
     engine = TorchEngine(
         EngineConfig(
@@ -139,13 +189,19 @@ def _measured(settings: Settings, measure: Measure[T]) -> tuple[dict[T, float], 
             threads=settings.threads,
         )
     )
-    subject = Subject(engine, engine.model.context_length, engine.model.vocabulary_size)
     try:
-        with _bar() as progress:
-            found = asyncio.run(_awaited(measure(subject, settings.seconds, time.perf_counter, progress)))
+        yield engine
     finally:
         engine.shutdown()
-    return found, _source(settings, engine)
+
+
+def _measured(engine: TorchEngine, settings: Settings, measure: Measure[T]) -> dict[T, float]:
+    """Medians."""
+    from specfleet.profiling.measure import Subject
+
+    subject = Subject(engine, engine.model.context_length, engine.model.vocabulary_size)
+    with _bar() as progress:
+        return asyncio.run(_awaited(measure(subject, settings.seconds, time.perf_counter, progress)))
 
 
 @contextmanager

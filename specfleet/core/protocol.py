@@ -10,11 +10,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from specfleet.core.step import DraftDistribution
-from specfleet.core.types import PROTOCOL_VERSION, FinishReason, Grant, Load, Mode, ModelInfo, SamplingParams, Usage
+from specfleet.core.step import Alternative, DraftDistribution
+from specfleet.core.types import (
+    PROTOCOL_VERSION,
+    FinishReason,
+    Grant,
+    Load,
+    Mode,
+    ModelInfo,
+    SamplingParams,
+    TokenKind,
+    Usage,
+)
 
 MAX_DRAFT_TOKENS = 256
 """Most tokens in one Draft message."""
+MAX_ALTERNATIVES = 64
+"""Most alternatives in one Draft message."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +56,8 @@ class Draft(NamedTuple):
     draft_seconds: float = 0.0
     survival: tuple[float, ...] | None = None
     """Estimated chance that each token is accepted, given all text before `position`; None where nothing is known."""
+    alternatives: tuple[Alternative, ...] = ()
+    """Second guesses for places of `tokens`; match rule only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +85,8 @@ class Opened:
 
 
 class Verdict(NamedTuple):
-    """Tokens from `position` on are committed: `accepted` of `drafted` verified ones, and one of the target's own."""
+    """Tokens from `position` on are committed: `accepted` of `drafted` verified ones, an alternative if one was right where
+    the draft was first refused, and one of the target's own."""
 
     position: int
     tokens: tuple[int, ...]
@@ -82,6 +97,27 @@ class Verdict(NamedTuple):
     logprobs: tuple[float, ...] | None = None
     trimmed: int = 0
     """Drafted tokens that waited when the step began, were left out of it, and are contradicted by what it committed."""
+    alternatives: int = 0
+    """How many were verified beside the draft."""
+    alternative_accepted: bool = False
+
+    @property
+    def verified(self) -> int:
+        """Guesses in all, alternatives included."""
+        return self.drafted + self.alternatives
+
+    @property
+    def right(self) -> int:
+        """Guesses that are text now: the first so many of `tokens`."""
+        return self.accepted + self.alternative_accepted
+
+    @property
+    def own(self) -> TokenKind:
+        """What the target's own token is, behind `right` others."""
+        if not self.drafted:
+            return TokenKind.TARGET
+        full = self.alternative_accepted or self.accepted == self.drafted
+        return TokenKind.BONUS if full else TokenKind.RECOVERED
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,14 @@ class DraftDistribution:
     probabilities: tuple[float, ...]
 
 
+class Alternative(NamedTuple):
+    """Another token for one place of a draft: a token tree whose side branches are one token long."""
+
+    offset: int
+    """Index of the drafted token whose place it would take."""
+    token: int
+
+
 @dataclass(frozen=True, slots=True)
 class Confidence:
     """How sure a draft model was of a token, from its own distribution q before temperature and truncation."""
@@ -33,6 +41,10 @@ class Confidence:
     spread: float
     """-log sum q^2, in nats: the logarithm of how many tokens it hesitates between, the unlikely ones hardly counted (Rényi's
     entropy of order 2)."""
+    runner_up: int | None = None
+    """The token that it would have chosen without that one, where asked for and where there is any."""
+    runner_up_share: float = 0.0
+    """q of the runner-up as a share of all but the chosen token."""
 
 
 class StepItem(NamedTuple):
@@ -57,12 +69,17 @@ class StepItem(NamedTuple):
     """Return the distribution that the sampled token came from (a drafter of unseeded text asks for it)."""
     want_confidence: bool = False
     """Return how sure the model is of the token that it adds."""
+    want_runner_up: bool = False
+    """And which one it would have chosen next. Match rule only."""
+    alternatives: Sequence[Alternative] = ()
+    """Second guesses for places of the draft, computed beside it; none of a token that is there already. Match rule only."""
 
 
 class StepResult(NamedTuple):
     """What a step did for one item.
 
     `tokens`: the accepted prefix of the draft and then one more, so `accepted + 1` of them (none with `sample=False`).
+    `alternative`: one was right where the draft was first refused; it stands behind the prefix, before that one more.
     `matches`: where `score` asked for it; `tokens` is then the one that would follow.
     `logprobs`: the model's log-probability of each, where asked for.
     `q`: where `want_q` asked for it. `confidence`: where `want_confidence` asked for it.
@@ -74,6 +91,7 @@ class StepResult(NamedTuple):
     q: DraftDistribution | None = None
     matches: int = 0
     confidence: Confidence | None = None
+    alternative: bool = False
 
 
 Stop = Callable[[StepResult], bool]

@@ -40,6 +40,11 @@ class Grant:
 
     mode: Mode
     length: int = 0
+    alternatives: int = 0
+    """Alternatives that may be sent beside the draft; 0 under load."""
+    token_cost: float = 0.0
+    """What one more token in a step costs all sessions together, in tokens of text: a guess less likely than that to be
+    accepted is not worth its verification. 0 where it is not known."""
 
 
 LOCAL = Grant(Mode.LOCAL)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from specfleet.core.step import DraftDistribution
+from specfleet.core.step import Alternative, DraftDistribution
 from specfleet.engine.sampling import draw
 
 
@@ -26,6 +26,23 @@ def match(target: Sequence[int], draft: Sequence[int]) -> tuple[int, list[int]]:
     while accepted < len(draft) and draft[accepted] == target[accepted]:
         accepted += 1
     return accepted, list(target[: accepted + 1])
+
+
+def match_tree(
+    target: Sequence[int], draft: Sequence[int], alternatives: Sequence[Alternative]
+) -> tuple[int, list[int], int | None]:
+    """`match` where side branches of one token stand beside the draft: (accepted of the draft, committed tokens, which
+    alternative was accepted, if one was).
+
+    `target` as for `match`, and then one for each alternative: the target's own token behind it. The walk goes from the root
+    along whatever equals the target's token, as tree verification does (Miao et al. 2024, SpecInfer, arXiv 2305.09781).
+    """
+    accepted, committed = match(target, draft)
+    if accepted < len(draft):
+        for number, (offset, token) in enumerate(alternatives):
+            if offset == accepted and token == committed[-1]:
+                return accepted, [*committed, target[len(draft) + 1 + number]], number
+    return accepted, committed, None
 
 
 def reject(

@@ -116,7 +116,8 @@ def paged_attention(
     pool = context.pool
     assert pool is not None
     pool.write(layer, context.batch.slots, key, value)
-    attend = _varlen if context.backend == "varlen" else _sdpa
+    # The kernel knows causal masks only; a step with trees is a small one.
+    attend = _varlen if context.backend == "varlen" and not context.batch.trees else _sdpa
     return attend(context, query, pool.keys[layer], pool.values[layer], look)
 
 

@@ -14,7 +14,7 @@ from specfleet.core.step import PAGE_SIZE
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """One sequence's part of a step: `tokens` at positions [start, start + len(tokens))."""
+    """One sequence's part of a step: `tokens` at places [start, start + len(tokens))."""
 
     tokens: Sequence[int]
     start: int
@@ -22,6 +22,10 @@ class Span:
     """The block table, the room for `tokens` included."""
     rows: int
     """How many trailing tokens need logits."""
+    leaves: Sequence[int] = ()
+    """The last tokens, one for each of these positions, are alternatives to what stands there: a tree's leaves. They see what
+    is before their position, and themselves; nobody sees them. A *place* is a token's index in the block table: of all but
+    leaves it is the position, too."""
 
     @property
     def count(self) -> int:
@@ -30,6 +34,11 @@ class Span:
     @property
     def end(self) -> int:
         return self.start + len(self.tokens)
+
+    @property
+    def positions(self) -> list[int]:
+        """Of each token, in the text."""
+        return [*range(self.start, self.end - len(self.leaves)), *self.leaves]
 
     @property
     def pages_read(self) -> int:
@@ -53,6 +62,8 @@ class Group:
     """Token index of the first query."""
     positions: torch.Tensor
     """Absolute position of each padded query, int64 (members, queries)."""
+    leaves: tuple[torch.Tensor, torch.Tensor] | None
+    """Where some queries are leaves: (the last key each sees of the text, its own key), int64 (members, queries) each."""
     rows: torch.Tensor | None
     """Token index of each padded query, int64 (members * queries,); None where they are simply `first` and on, unpadded."""
     padded_rows: torch.Tensor | None
@@ -62,14 +73,17 @@ class Group:
 
     def mask(self, window: int | None, share: int, dtype: torch.dtype) -> torch.Tensor:
         """Additive mask (members, 1, share * queries, keys): 0 where a query at position i sees key j, that is where
-        i - window < j <= i, minus infinity elsewhere. Made by the first layer that asks, shared by the others."""
+        i - window < j <= i (of a leaf: j < i, or its own), minus infinity elsewhere. Made by the first layer that asks, shared
+        by the others."""
         found = self.masks.get((window, share))
         if found is None:
             keys = torch.arange(self.pages * PAGE_SIZE, device=self.positions.device)
-            positions = self.positions.repeat(1, share)[:, None, :, None]
-            seen = keys <= positions
+            last, own = self.leaves or (self.positions, None)
+            seen = keys <= _by_head(last, share)
             if window is not None:
-                seen &= keys > positions - window
+                seen &= keys > _by_head(self.positions, share) - window
+            if own is not None:
+                seen |= keys == _by_head(own, share)
             found = torch.where(seen, 0.0, float("-inf")).to(dtype)
             self.masks[window, share] = found
         return found
@@ -89,9 +103,11 @@ class StepBatch:
         slots: list[int] = []
         rows: list[int] = []
         self.offsets = [0]
+        self.trees = any(span.leaves for span in spans)
+        """Whether some queries do not see all that lies before them."""
         for span in spans:
             tokens.extend(span.tokens)
-            positions.extend(range(span.start, span.end))
+            positions.extend(span.positions)
             _extend_slots(slots, span)
             rows.extend(range(len(tokens) - span.rows, len(tokens)))
             self.offsets.append(len(tokens))
@@ -139,7 +155,7 @@ class StepBatch:
         real: list[int] = []
         for k, (i, span) in enumerate(zip(members, spans, strict=True)):
             table += _padded(span.pages[: span.pages_read], pages)
-            positions += _padded(range(span.start, span.end), queries)
+            positions += _padded(span.positions, queries)
             rows += _padded(range(self.offsets[i], self.offsets[i + 1]), queries)
             real.extend(range(k * queries, k * queries + span.count))
         m, first = len(members), rows[0]
@@ -153,9 +169,10 @@ class StepBatch:
             pages=pages,
             table=packed[: at[1]],
             span=(table[0], table[0] + pages) if neighbours else None,
-            single=spans[0].start if m == queries == 1 else None,
+            single=spans[0].start if m == queries == 1 and not spans[0].leaves else None,
             first=first,
             positions=packed[at[1] : at[2]].view(m, queries),
+            leaves=_leaves(spans, queries, self.device) if any(span.leaves for span in spans) else None,
             rows=None if in_order else packed[at[2] : at[3]],
             padded_rows=None if in_order else packed[at[3] :],
         )
@@ -195,7 +212,9 @@ def fixed_passes(spans: Sequence[Span], size: int, scratch: Sequence[int]) -> li
         while at < span.count:
             end = min(span.count, at + room)
             rows = max(0, end - max(at, span.count - span.rows))
-            passes[-1].append(Span(span.tokens[at:end], span.start + at, span.pages, rows))
+            plain = span.count - len(span.leaves)
+            leaves = span.leaves[max(0, at - plain) : max(0, end - plain)]
+            passes[-1].append(Span(span.tokens[at:end], span.start + at, span.pages, rows, leaves))
             room -= end - at
             at = end
             if room == 0:
@@ -216,6 +235,21 @@ def _extend_slots(slots: list[int], span: Span) -> None:
         first = span.pages[position // PAGE_SIZE] * PAGE_SIZE + position % PAGE_SIZE
         slots.extend(range(first, first + stop - position))
         position = stop
+
+
+def _leaves(spans: Sequence[Span], queries: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """`Group.leaves`: other tokens see the text up to themselves."""
+    last, own = [], []
+    for span in spans:
+        plain = range(span.start, span.end - len(span.leaves))
+        last.append(_padded([*plain, *(position - 1 for position in span.leaves)], queries))
+        own.append(_padded(range(span.start, span.end), queries))
+    return torch.tensor(last, device=device), torch.tensor(own, device=device)
+
+
+def _by_head(of_query: torch.Tensor, share: int) -> torch.Tensor:
+    """(members, queries) as (members, 1, share * queries, 1), for each query head of a key head."""
+    return of_query.repeat(1, share)[:, None, :, None]
 
 
 def _padded(values: Sequence[int], length: int) -> list[int]:

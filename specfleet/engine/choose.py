@@ -14,10 +14,13 @@ from specfleet.core.errors import InternalError
 from specfleet.core.step import Confidence, DraftDistribution, StepItem, StepResult
 from specfleet.core.trace import Phase, Tracer
 from specfleet.core.types import DRAFT_SUPPORT_LIMIT
-from specfleet.engine.acceptance import SparseDrafts, match, reject_batch
-from specfleet.engine.confidence import confidences
+from specfleet.engine.acceptance import SparseDrafts, match, match_tree, reject_batch
+from specfleet.engine.confidence import LIKELIEST, confidences
 from specfleet.engine.noise import gumbel, gumbel_argmax, noise_keys
 from specfleet.engine.sampling import Truncation, draw, process, top_support
+
+Outcome = tuple[int, list[int], int | None]
+"""Accepted of the draft, committed tokens, which alternative was accepted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,14 @@ class Choice:
 
     @property
     def rows(self) -> range:
-        return range(self.first_row, self.first_row + self.item.draft + 1)
+        """Of the draft, and then one behind each alternative."""
+        return range(self.first_row, self.first_row + self.item.draft + 1 + len(self.item.alternatives))
+
+    @property
+    def positions(self) -> list[int]:
+        """Absolute position of the token that each row chooses."""
+        plain = range(self.position, self.position + self.item.draft + 1)
+        return [*plain, *(self.position + one.offset + 1 for one in self.item.alternatives)]
 
     @property
     def draft(self) -> Sequence[int]:
@@ -52,10 +62,11 @@ class Chooser:
         InternalError naming the sequences whose logits are not finite."""
         best, targets = logits.max(-1)
         distributions: dict[int, DraftDistribution] = {}
+        runners_up: dict[int, int | None] = {}
         rejected: list[tuple[list[Choice], torch.Tensor, torch.Tensor]] = []
         for kind, truncation, members in _by_kind(choices):
             if kind == "seeded":
-                self._seeded(members, truncation, logits, targets)
+                runners_up |= self._seeded(members, truncation, logits, targets)
             elif kind == "support":
                 distributions |= self._from_support(members, truncation, logits, targets)
             elif kind == "reject":
@@ -68,22 +79,25 @@ class Chooser:
         tokens = targets.tolist()
         if self._tracer is not None:
             self._tracer.mark(Phase.SAMPLING)
-        outcomes = {}
+        outcomes: dict[int, Outcome] = {}
         for choice in choices:
-            own = tokens[choice.rows.start : choice.rows.stop]
-            # A text that is scored is kept, whatever this model thinks of it.
-            outcomes[choice.first_row] = (
-                (len(choice.draft), own[-1:]) if choice.item.score else match(own, choice.draft)
-            )
+            own, item = tokens[choice.rows.start : choice.rows.stop], choice.item
+            if item.score:  # a text that is scored is kept, whatever this model thinks of it
+                outcomes[choice.first_row] = len(choice.draft), own[-1:], None
+            elif item.alternatives:
+                outcomes[choice.first_row] = match_tree(own, choice.draft, item.alternatives)
+            else:
+                outcomes[choice.first_row] = *match(own, choice.draft), None
         for members, accepted, last in rejected:
             for choice, count, token in zip(members, accepted.tolist(), last.tolist(), strict=True):
-                outcomes[choice.first_row] = (count, [*choice.draft[:count], token])
+                outcomes[choice.first_row] = count, [*choice.draft[:count], token], None
         logprobs = self._logprobs(choices, outcomes, logits)
-        sure = self._confidences(choices, logits, largest, tokens)
+        sure = self._confidences(choices, logits, largest, tokens, runners_up)
         return [
             StepResult(
                 accepted=outcomes[c.first_row][0],
                 tokens=tuple(outcomes[c.first_row][1]),
+                alternative=outcomes[c.first_row][2] is not None,
                 logprobs=logprobs.get(c.first_row),
                 q=distributions.get(c.first_row),
                 matches=sum(map(eq, tokens[c.rows.start :], c.draft)) if c.item.score else 0,
@@ -92,11 +106,21 @@ class Chooser:
             for c in choices
         ]
 
-    def _seeded(self, members: list[Choice], truncation: Truncation, logits: torch.Tensor, out: torch.Tensor) -> None:
-        """argmax_v(log p_t(v) + G(seed, t, v)) in each row of the members, into `out`."""
+    def _seeded(
+        self, members: list[Choice], truncation: Truncation, logits: torch.Tensor, out: torch.Tensor
+    ) -> dict[int, int | None]:
+        """argmax_v(log p_t(v) + G(seed, t, v)) in each row of the members, into `out`; and the second by first row, where
+        asked for, None where only one token can come."""
         rows = self._rows(members)
         scores = process(logits[rows], truncation)
-        out[rows] = gumbel_argmax(scores, self._keys(members), sparse=truncation.cuts)
+        out[rows] = chosen = gumbel_argmax(scores, self._keys(members), sparse=truncation.cuts)
+        if not any(choice.item.want_runner_up for choice in members):
+            return {}
+        best, second = scores.scatter_(-1, chosen[:, None], float("-inf")).max(-1)
+        found = [
+            token if value > -math.inf else None for value, token in zip(best.tolist(), second.tolist(), strict=True)
+        ]
+        return {row: found[at] for at, row in enumerate(rows.tolist())}
 
     def _reject(
         self, members: list[Choice], truncation: Truncation, logits: torch.Tensor
@@ -129,14 +153,14 @@ class Chooser:
         return found
 
     def _logprobs(
-        self, choices: Sequence[Choice], outcomes: dict[int, tuple[int, list[int]]], logits: torch.Tensor
+        self, choices: Sequence[Choice], outcomes: dict[int, Outcome], logits: torch.Tensor
     ) -> dict[int, tuple[float, ...]]:
         """The model's log-probability of each committed token, before temperature and truncation, where asked for."""
         wanted = [c for c in choices if c.item.sampling.logprobs]
         if not wanted:
             return {}
         tokens = [token for c in wanted for token in outcomes[c.first_row][1]]
-        rows = [c.first_row + i for c in wanted for i in range(len(outcomes[c.first_row][1]))]
+        rows = [row for c in wanted for row in _rows_of(c, outcomes[c.first_row])]
         chosen = logits[rows]
         logs = chosen.gather(-1, torch.tensor(tokens, device=self.device)[:, None])[:, 0] - chosen.logsumexp(-1)
         values = iter(logs.tolist())
@@ -144,21 +168,39 @@ class Chooser:
 
     @staticmethod
     def _confidences(
-        choices: Sequence[Choice], logits: torch.Tensor, best: Sequence[float], tokens: Sequence[int]
+        choices: Sequence[Choice],
+        logits: torch.Tensor,
+        best: Sequence[float],
+        tokens: Sequence[int],
+        runners_up: dict[int, int | None],
     ) -> dict[int, Confidence]:
-        """How sure the model is of each token that an item without a draft adds, by its row, where asked for."""
-        rows = [c.first_row for c in choices if c.item.want_confidence]
-        if not rows:
+        """How sure the model is of each token that an item without a draft adds, by its row, where asked for. `runners_up` of
+        seeded items; of a greedy one it is the second likeliest."""
+        asked = [c for c in choices if c.item.want_confidence]
+        if not asked:
             return {}
+        rows = [c.first_row for c in asked]
         wanted = logits if len(rows) == len(logits) else logits[rows]
-        return dict(zip(rows, confidences(wanted, [best[n] for n in rows], [tokens[n] for n in rows]), strict=True))
+        seconds = [runners_up.get(c.first_row, LIKELIEST) if c.item.want_runner_up else None for c in asked]
+        return dict(
+            zip(rows, confidences(wanted, [best[n] for n in rows], [tokens[n] for n in rows], seconds), strict=True)
+        )
 
     def _rows(self, members: Iterable[Choice]) -> torch.Tensor:
         return torch.tensor([row for choice in members for row in choice.rows], device=self.device)
 
     def _keys(self, members: Sequence[Choice]) -> torch.Tensor:
-        pairs = [(c.item.sampling.seed or 0, c.position + i) for c in members for i in range(c.item.draft + 1)]
+        pairs = [(c.item.sampling.seed or 0, position) for c in members for position in c.positions]
         return noise_keys([seed for seed, _ in pairs], [position for _, position in pairs], self.device)
+
+
+def _rows_of(choice: Choice, outcome: Outcome) -> list[int]:
+    """The row that chose each committed token."""
+    _, tokens, alternative = outcome
+    rows = list(choice.rows[: len(tokens)])
+    if alternative is not None:
+        rows[-1] = choice.rows[choice.item.draft + 1 + alternative]
+    return rows
 
 
 def _by_kind(choices: Sequence[Choice]) -> list[tuple[str, Truncation, list[Choice]]]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from specfleet.core.errors import ConfigurationError, InvalidRequest, Overloaded, PromptTooLong
-from specfleet.core.step import PAGE_SIZE, StepItem, StepResult, Stop
+from specfleet.core.step import PAGE_SIZE, Alternative, StepItem, StepResult, Stop
 from specfleet.core.trace import Phase, Tracer
 from specfleet.engine.attention import AttentionContext
 from specfleet.engine.batch import Span, StepBatch, fixed_passes
@@ -203,11 +203,7 @@ class TorchEngine:
             except BaseException:
                 self._roll_back(items, before)
                 raise
-            kept = [
-                start + len(i.tokens) - (i.draft - r.accepted)
-                for start, i, r in zip(before, items, results, strict=True)
-            ]
-            self._roll_back(items, kept)
+            self._keep(items, before, results)
             self.counters.steps += 1
             self.counters.step_seconds += time.perf_counter() - began
             self._mark(Phase.ACCEPTANCE)
@@ -216,7 +212,7 @@ class TorchEngine:
     @torch.inference_mode()
     def forward(self, items: Sequence[StepItem]) -> torch.Tensor:
         """The lower half of a step: compute all tokens, drafts included, and keep them. Logits of the last draft + 1 tokens
-        of each sampling item, float32 (rows, vocabulary), in order."""
+        of each sampling item and then of its alternatives, float32 (rows, vocabulary), in order."""
         with self._lock:
             self._check(items)
             return self._forward(items)
@@ -225,9 +221,13 @@ class TorchEngine:
         spans, copies = [], []
         for item in items:
             start = self._pages.length(item.sequence)
-            copies += self._pages.append(item.sequence, item.tokens)
+            tokens, first = item.tokens, start + len(item.tokens) - item.draft
+            if item.alternatives:
+                tokens = [*tokens, *(one.token for one in item.alternatives)]
+            copies += self._pages.append(item.sequence, tokens)
             pages = self._pages.block_table(item.sequence)
-            spans.append(Span(item.tokens, start, pages, item.draft + 1 if item.sample else 0))
+            rows = item.draft + 1 + len(item.alternatives) if item.sample else 0
+            spans.append(Span(tokens, start, pages, rows, [first + one.offset for one in item.alternatives]))
         self._pool.copy(copies)
         if not self.config.deterministic:
             return self._run(StepBatch(spans, self.model.device))
@@ -255,9 +255,23 @@ class TorchEngine:
         for item, start in zip(items, before, strict=True):
             if item.sample:
                 choices.append(Choice(item, row, start + len(item.tokens) - item.draft))
-                row += item.draft + 1
+                row += item.draft + 1 + len(item.alternatives)
         chosen = iter(self._chooser.choose(choices, logits) if choices else ())
         return [next(chosen) if item.sample else StepResult() for item in items]
+
+    def _keep(self, items: Sequence[StepItem], before: Sequence[int], results: Sequence[StepResult]) -> None:
+        """Roll refused tokens back. An accepted alternative's keys and values move to where its position is: they are those of
+        that position already, and to compute them again would cost a token of the next step."""
+        lengths, moves = [], []
+        for start, item, result in zip(before, items, results, strict=True):
+            length = start + len(item.tokens) - (item.draft - result.accepted)
+            if result.alternative:
+                right = item.alternatives.index(Alternative(result.accepted, result.tokens[result.accepted]))
+                moves.append(self._pages.adopt(item.sequence, start + len(item.tokens) + right, length))
+                length += 1
+            lengths.append(length)
+        self._pool.move(moves)
+        self._roll_back(items, lengths)
 
     def _roll_back(self, items: Sequence[StepItem], lengths: Sequence[int]) -> None:
         for item, length in zip(items, lengths, strict=True):
@@ -271,7 +285,9 @@ class TorchEngine:
             raise InvalidRequest("a sequence is twice in one step; merge its tokens into one item")
         for item in items:
             self._check_item(item)
-        needed = sum(self._pages.pages_needed(item.sequence, len(item.tokens)) for item in items)
+        needed = sum(
+            self._pages.pages_needed(item.sequence, len(item.tokens) + len(item.alternatives)) for item in items
+        )
         if needed > self._pages.free_pages:
             raise Overloaded(
                 f"the step needs {needed} KV pages and {self.free_pages} of {self.total_pages} are free; "
@@ -290,11 +306,24 @@ class TorchEngine:
             raise PromptTooLong(f"{name}: {end} tokens do not fit the model's context of {self.model.context_length}")
         if item.score and not item.sampling.match_rule:
             raise InvalidRequest(f"{name}: without a seed there is no one token that this model would have chosen")
+        if item.alternatives:
+            self._check_alternatives(item, name)
         if not item.sample or item.want_q:
             if item.draft:
                 raise InvalidRequest(f"{name}: drafted tokens need sample=True and want_q=False")
         elif item.draft and not item.sampling.match_rule:
             self._check_q(item, name)
+
+    def _check_alternatives(self, item: StepItem, name: str) -> None:
+        if not item.sample or item.score or not item.sampling.match_rule:
+            raise InvalidRequest(f"{name}: alternatives are for drafts that are verified by the match rule")
+        limit = self.model.vocabulary_size
+        for offset, token in item.alternatives:
+            if not (0 <= offset < item.draft and 0 <= token < limit):
+                raise InvalidRequest(
+                    f"{name}: alternative {token} to drafted token {offset} of {item.draft}, counted from 0; token ids "
+                    f"must be from 0 to {limit - 1}"
+                )
 
     def _check_q(self, item: StepItem, name: str) -> None:
         q = item.q or ()

@@ -45,6 +45,15 @@ class KVPool:
         key_slots.index_copy_(0, slots, keys)
         value_slots.index_copy_(0, slots, values)
 
+    def move(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy single tokens, (source, destination) slot each, in every layer."""
+        if not pairs:
+            return
+        source, destination = (torch.tensor(slots, device=self.keys[0].device) for slots in zip(*pairs, strict=True))
+        for pools in self._flat:
+            for flat in pools:
+                flat[destination] = flat[source]
+
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy whole pages, (source, destination) each, in every layer."""
         if not pairs:

@@ -163,6 +163,13 @@ class PageTable:
             entry.pages.append(self._take())
         return copies
 
+    def adopt(self, sequence: int, place: int, position: int) -> tuple[int, int]:
+        """The token computed at `place` is the one that stands at `position` of the text, before it. Returns the (source,
+        destination) slots to move; what lies behind `position` is to be truncated."""
+        entry = self._get(sequence)
+        entry.tokens[position] = entry.tokens[place]
+        return self._slot(entry, place), self._slot(entry, position)
+
     def truncate(self, sequence: int, length: int) -> None:
         """Forget the tokens from position `length` on. Nothing is copied here: see `append`."""
         entry = self._get(sequence)
@@ -216,6 +223,9 @@ class PageTable:
             return self._sequences[sequence]
         except KeyError:
             raise InternalError(f"sequence {sequence} is not open") from None
+
+    def _slot(self, entry: SequencePages, place: int) -> int:
+        return entry.pages[place // self.page_size] * self.page_size + place % self.page_size
 
     def _chain(self, previous: bytes, tokens: Sequence[int]) -> bytes:
         return blake2b(array("q", tokens).tobytes(), digest_size=16, key=previous).digest()

@@ -18,7 +18,7 @@ from specfleet.core.types import FinishReason, Mode
 from specfleet.observability.registry import SECONDS, build_info
 
 PREFIX = "specfleet_drafter"
-SPECULATORS = ("model", "ngram", "hybrid")
+SPECULATORS = ("model", "ngram", "hybrid", "runner-up")
 DISCARDS = ("contradicted", "overtaken", "ended")
 FATES = ("accepted", "refused", "stale", "trimmed", "discarded")
 OUTCOMES = ("used", "wasted")
@@ -91,7 +91,7 @@ class DrafterMetrics:
 
     def drafted(self, speculator: str, tokens: int, seconds: float) -> None:
         self._drafted.labels(speculator).inc(tokens)
-        if tokens:
+        if tokens and seconds:
             self._step.observe(seconds / tokens)
 
     def discarded(self, reason: str, tokens: int) -> None:

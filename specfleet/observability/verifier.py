@@ -14,7 +14,8 @@ from typing import Protocol
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from specfleet.core.types import FinishReason, Mode
+from specfleet.core.protocol import Verdict
+from specfleet.core.types import FinishReason, Mode, TokenKind
 from specfleet.observability.registry import COUNTS, SECONDS, build_info
 
 PREFIX = "specfleet_verifier"
@@ -159,18 +160,18 @@ class VerifierMetrics:
         self._alone.inc(step_seconds)
         self._queued.inc(queued_seconds)
 
-    def verdict(self, service_class: str, mode: Mode, drafted: int, accepted: int, committed: int, wait: float) -> None:
+    def verdict(self, service_class: str, verdict: Verdict, wait: float) -> None:
         self._wait.observe(wait)
-        if not drafted:
-            self._target_only.inc(committed)
+        if not verdict.drafted:
+            self._target_only.inc(len(verdict.tokens))
             return
         self._rounds.inc()
-        self._draft.inc(drafted)
-        self._accepted.inc(accepted)
-        for position in range(accepted):
+        self._draft.inc(verdict.verified)
+        self._accepted.inc(verdict.right)
+        for position in range(verdict.right):
             self._per_position.labels(str(min(position, POSITIONS - 1))).inc()
-        if committed > accepted:
-            (self._bonus if accepted == drafted else self._recovered).inc()
+        if len(verdict.tokens) > verdict.right:
+            (self._bonus if verdict.own is TokenKind.BONUS else self._recovered).inc()
 
     def granted(self, service_class: str, previous: Mode, mode: Mode, length: int) -> None:
         self._length.labels(service_class).observe(length)

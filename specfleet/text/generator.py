@@ -183,7 +183,7 @@ class _Progress:
         known = position - verdict.position
         if known >= len(verdict.tokens):
             return None
-        self._speculation.count(verdict.mode, verdict.drafted, verdict.accepted, len(verdict.tokens))
+        self._speculation.count(verdict.mode, verdict.verified, verdict.right, len(verdict.tokens))
         ids, pieces = verdict.tokens[known:], []
         for token_id in ids:
             pieces.append(self._text.feed(token_id))
@@ -213,13 +213,9 @@ class _Progress:
 
 def kinds(verdict: Verdict) -> tuple[TokenKind, ...]:
     """How each token of a verdict came about. Where a stop condition cut the last one off, all were accepted."""
-    if len(verdict.tokens) <= verdict.accepted:
+    if len(verdict.tokens) <= verdict.right:
         return (TokenKind.ACCEPTED,) * len(verdict.tokens)
-    if not verdict.drafted:
-        own = TokenKind.TARGET
-    else:
-        own = TokenKind.BONUS if verdict.accepted == verdict.drafted else TokenKind.RECOVERED
-    return (TokenKind.ACCEPTED,) * verdict.accepted + (own,) * (len(verdict.tokens) - verdict.accepted)
+    return (TokenKind.ACCEPTED,) * verdict.right + (verdict.own,) * (len(verdict.tokens) - verdict.right)
 
 
 @asynccontextmanager

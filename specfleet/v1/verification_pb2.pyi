@@ -58,7 +58,7 @@ class Open(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ..., request_id: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., output_token_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[_common_pb2.SamplingParams, _Mapping]] = ..., service_class: _Optional[str] = ..., vocabulary_digest: _Optional[bytes] = ..., vocabulary_checksums: _Optional[bytes] = ..., model: _Optional[str] = ..., can_draft: _Optional[bool] = ..., draft_seconds_per_token: _Optional[float] = ..., round_trip_seconds: _Optional[float] = ...) -> None: ...
 
 class Draft(_message.Message):
-    __slots__ = ("position", "token_ids", "confirmed", "last", "distributions", "draft_seconds", "survival")
+    __slots__ = ("position", "token_ids", "confirmed", "last", "distributions", "draft_seconds", "survival", "alternatives")
     POSITION_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     CONFIRMED_FIELD_NUMBER: _ClassVar[int]
@@ -66,6 +66,7 @@ class Draft(_message.Message):
     DISTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
     DRAFT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     SURVIVAL_FIELD_NUMBER: _ClassVar[int]
+    ALTERNATIVES_FIELD_NUMBER: _ClassVar[int]
     position: int
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     confirmed: int
@@ -73,7 +74,16 @@ class Draft(_message.Message):
     distributions: _containers.RepeatedCompositeFieldContainer[DraftDistribution]
     draft_seconds: float
     survival: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., confirmed: _Optional[int] = ..., last: _Optional[bool] = ..., distributions: _Optional[_Iterable[_Union[DraftDistribution, _Mapping]]] = ..., draft_seconds: _Optional[float] = ..., survival: _Optional[_Iterable[float]] = ...) -> None: ...
+    alternatives: _containers.RepeatedCompositeFieldContainer[Alternative]
+    def __init__(self, position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., confirmed: _Optional[int] = ..., last: _Optional[bool] = ..., distributions: _Optional[_Iterable[_Union[DraftDistribution, _Mapping]]] = ..., draft_seconds: _Optional[float] = ..., survival: _Optional[_Iterable[float]] = ..., alternatives: _Optional[_Iterable[_Union[Alternative, _Mapping]]] = ...) -> None: ...
+
+class Alternative(_message.Message):
+    __slots__ = ("offset", "token_id")
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
+    offset: int
+    token_id: int
+    def __init__(self, offset: _Optional[int] = ..., token_id: _Optional[int] = ...) -> None: ...
 
 class DraftDistribution(_message.Message):
     __slots__ = ("token_ids", "probabilities")
@@ -100,12 +110,16 @@ class Close(_message.Message):
     def __init__(self) -> None: ...
 
 class Grant(_message.Message):
-    __slots__ = ("mode", "length")
+    __slots__ = ("mode", "length", "alternatives", "token_cost")
     MODE_FIELD_NUMBER: _ClassVar[int]
     LENGTH_FIELD_NUMBER: _ClassVar[int]
+    ALTERNATIVES_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_COST_FIELD_NUMBER: _ClassVar[int]
     mode: _common_pb2.Mode
     length: int
-    def __init__(self, mode: _Optional[_Union[_common_pb2.Mode, str]] = ..., length: _Optional[int] = ...) -> None: ...
+    alternatives: int
+    token_cost: float
+    def __init__(self, mode: _Optional[_Union[_common_pb2.Mode, str]] = ..., length: _Optional[int] = ..., alternatives: _Optional[int] = ..., token_cost: _Optional[float] = ...) -> None: ...
 
 class Opened(_message.Message):
     __slots__ = ("grant", "model", "prompt_tokens", "cached_tokens", "verifier", "waited_seconds")
@@ -124,7 +138,7 @@ class Opened(_message.Message):
     def __init__(self, grant: _Optional[_Union[Grant, _Mapping]] = ..., model: _Optional[_Union[_common_pb2.Model, _Mapping]] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., verifier: _Optional[str] = ..., waited_seconds: _Optional[float] = ...) -> None: ...
 
 class Verdict(_message.Message):
-    __slots__ = ("position", "token_ids", "drafted", "accepted", "grant", "logprobs", "mode", "trimmed")
+    __slots__ = ("position", "token_ids", "drafted", "accepted", "grant", "logprobs", "mode", "trimmed", "alternatives", "alternative_accepted")
     POSITION_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     DRAFTED_FIELD_NUMBER: _ClassVar[int]
@@ -133,6 +147,8 @@ class Verdict(_message.Message):
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
     TRIMMED_FIELD_NUMBER: _ClassVar[int]
+    ALTERNATIVES_FIELD_NUMBER: _ClassVar[int]
+    ALTERNATIVE_ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     position: int
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     drafted: int
@@ -141,7 +157,9 @@ class Verdict(_message.Message):
     logprobs: _containers.RepeatedScalarFieldContainer[float]
     mode: _common_pb2.Mode
     trimmed: int
-    def __init__(self, position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., drafted: _Optional[int] = ..., accepted: _Optional[int] = ..., grant: _Optional[_Union[Grant, _Mapping]] = ..., logprobs: _Optional[_Iterable[float]] = ..., mode: _Optional[_Union[_common_pb2.Mode, str]] = ..., trimmed: _Optional[int] = ...) -> None: ...
+    alternatives: int
+    alternative_accepted: bool
+    def __init__(self, position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., drafted: _Optional[int] = ..., accepted: _Optional[int] = ..., grant: _Optional[_Union[Grant, _Mapping]] = ..., logprobs: _Optional[_Iterable[float]] = ..., mode: _Optional[_Union[_common_pb2.Mode, str]] = ..., trimmed: _Optional[int] = ..., alternatives: _Optional[int] = ..., alternative_accepted: _Optional[bool] = ...) -> None: ...
 
 class Finished(_message.Message):
     __slots__ = ("reason", "usage")

@@ -17,6 +17,7 @@ from specfleet.core.generation import (
     Tokens,
 )
 from specfleet.core.protocol import (
+    MAX_ALTERNATIVES,
     MAX_DRAFT_TOKENS,
     Close,
     Draft,
@@ -28,7 +29,7 @@ from specfleet.core.protocol import (
     VerifyRequest,
     VerifyResponse,
 )
-from specfleet.core.step import DraftDistribution
+from specfleet.core.step import Alternative, DraftDistribution
 from specfleet.core.types import (
     DRAFT_SUPPORT_LIMIT,
     MIN_PROTOCOL_VERSION,
@@ -85,6 +86,9 @@ def verify_request_to_proto(message: VerifyRequest) -> verification_pb2.VerifyRe
                 distributions=[
                     verification_pb2.DraftDistribution(token_ids=q.token_ids, probabilities=q.probabilities)
                     for q in message.q or ()
+                ],
+                alternatives=[
+                    verification_pb2.Alternative(offset=one.offset, token_id=one.token) for one in message.alternatives
                 ],
             )
             return verification_pb2.VerifyRequest(draft=proto)
@@ -184,7 +188,27 @@ def _draft_from_proto(proto: verification_pb2.Draft) -> Draft:
         q=q,
         draft_seconds=_seconds("draft_seconds", proto.draft_seconds),
         survival=_survival(proto.survival, len(proto.token_ids)),
+        alternatives=_alternatives(proto) if proto.alternatives else (),
     )
+
+
+def _alternatives(proto: verification_pb2.Draft) -> tuple[Alternative, ...]:
+    """Each of them another token for a place of this draft, none twice."""
+    name, found = "alternatives", tuple(Alternative(one.offset, one.token_id) for one in proto.alternatives)
+    if len(found) > MAX_ALTERNATIVES:
+        raise InvalidRequest.field(name, f"has {len(found)} entries, a draft holds {MAX_ALTERNATIVES} at most")
+    if proto.distributions:
+        raise InvalidRequest.field(name, "stands beside distributions, must be empty where sampling has no seed")
+    for one in found:
+        if one.offset >= len(proto.token_ids):
+            raise InvalidRequest.field(
+                name, f"names place {one.offset} of {len(proto.token_ids)} drafted tokens, counted from 0"
+            )
+        if proto.token_ids[one.offset] == one.token:
+            raise InvalidRequest.field(name, f"repeats the drafted token {one.token} at place {one.offset}")
+    if len(set(found)) != len(found):
+        raise InvalidRequest.field(name, "names a token twice for one place")
+    return found
 
 
 def _survival(chances: Sequence[float], tokens: int) -> tuple[float, ...] | None:
@@ -237,6 +261,8 @@ def verify_response_to_proto(message: VerifyResponse) -> verification_pb2.Verify
                 logprobs=message.logprobs or (),
                 mode=_MODE_TO_PROTO[message.mode],
                 trimmed=message.trimmed,
+                alternatives=message.alternatives,
+                alternative_accepted=message.alternative_accepted,
             )
             return verification_pb2.VerifyResponse(verdict=verdict)
         case Opened():
@@ -269,6 +295,8 @@ def verify_response_from_proto(proto: verification_pb2.VerifyResponse) -> Verify
                 mode=_mode(verdict.mode),
                 logprobs=tuple(verdict.logprobs) or None,
                 trimmed=verdict.trimmed,
+                alternatives=verdict.alternatives,
+                alternative_accepted=verdict.alternative_accepted,
             )
         case "opened":
             opened = proto.opened
@@ -287,11 +315,16 @@ def verify_response_from_proto(proto: verification_pb2.VerifyResponse) -> Verify
 
 
 def _grant_to_proto(grant: Grant) -> verification_pb2.Grant:
-    return verification_pb2.Grant(mode=_MODE_TO_PROTO[grant.mode], length=grant.length)
+    return verification_pb2.Grant(
+        mode=_MODE_TO_PROTO[grant.mode],
+        length=grant.length,
+        alternatives=grant.alternatives,
+        token_cost=grant.token_cost,
+    )
 
 
 def _grant_from_proto(proto: verification_pb2.Grant) -> Grant:
-    return Grant(_mode(proto.mode), proto.length)
+    return Grant(_mode(proto.mode), proto.length, proto.alternatives, proto.token_cost)
 
 
 def _mode(number: int) -> Mode:

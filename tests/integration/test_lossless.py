@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from itertools import product
 
 import pytest
 
@@ -17,6 +18,8 @@ from support.pair import Reference, prompts
 
 POLICIES = ("fixed:1", "fixed:4", "fixed:8", "stream", "none", "random", "fair-goodput")
 TEMPERATURE, TOP_P = 0.8, 0.95
+TOGETHER = 6
+"""Drafters that share a verifier."""
 Texts = list[list[int]]
 
 
@@ -76,21 +79,33 @@ def test_text_is_the_targets_own(small_grid: Grid, policy: str) -> None:
 
 
 DRAFTERS: tuple[tuple[str, ...], ...] = (
-    ("--speculator", "hybrid"),
-    ("--no-ahead",),
+    ("--trees", "--speculator", "hybrid"),
+    ("--trees", "--no-ahead"),
     ("--no-early-stop",),
-    ("--speculator", "hybrid", "--no-ahead", "--no-early-stop"),
+    ("--speculator", "hybrid", "--no-ahead", "--no-early-stop", "--max-draft", "2"),
     ("--quantize", "int8"),
-    ("--quantize", "int4", "--speculator", "hybrid"),
+    ("--quantize", "int4", "--speculator", "hybrid", "--trees"),
 )
-"""What a drafter may do otherwise; the default drafts ahead and ends drafts early."""
+"""What a drafter may do otherwise; the default drafts ahead and ends drafts early. In LOCAL each of them scores the text."""
+
+MODEL_DRAFTERS = product(
+    ("", "--speculator hybrid"),
+    ("", "--no-ahead"),
+    ("", "--no-early-stop", "--trees"),  # trees need what early stopping learns
+    ("", "--quantize int8", "--quantize int4"),
+)
+EVERY_DRAFTER = (
+    *(tuple(" ".join(options).split()) for options in MODEL_DRAFTERS),
+    *(("--model", "ngram", *option.split()) for option in ("", "--no-ahead", "--no-early-stop")),
+)
+"""All combinations that exist."""
 
 
-def check_drafters(grid: Grid, policy: str) -> None:
-    """Every kind of drafter on one verifier."""
+def check_drafters(grid: Grid, policy: str, drafters: Sequence[tuple[str, ...]] = DRAFTERS) -> None:
+    """Each of these drafters on one verifier."""
     with ExitStack() as stack:
         verifier = stack.enter_context(running(start_verifier("--speculation", policy)))
-        started = [start_drafter(verifier, *options) for options in DRAFTERS]
+        started = [start_drafter(verifier, *options) for options in drafters]
         grid.check((verifier, *(stack.enter_context(running(drafter)) for drafter in started)))
 
 
@@ -120,3 +135,19 @@ def test_whole_grid(whole_grid: Grid, policy: str) -> None:
 def test_whole_grid_whatever_the_drafter_does(whole_grid: Grid, policy: str) -> None:
     """64 prompts likewise."""
     check_drafters(whole_grid, policy)
+
+
+@pytest.fixture(scope="module")
+def long_grid() -> Iterator[Grid]:
+    """Texts long enough to be scored in LOCAL (drafter.session.FIRST_SHADOW)."""
+    yield Grid(12, 112, alone=2)
+
+
+@pytest.mark.lossless
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("at", range(0, len(EVERY_DRAFTER), TOGETHER))
+@pytest.mark.parametrize("policy", ["fixed:4", "stream", "random", "none"])
+def test_all_combinations_of_what_a_drafter_may_do(long_grid: Grid, policy: str, at: int) -> None:
+    """Draft-ahead, shadow scoring, early stop, trees, lookup, fewer bits: together and apart, the same ids. `random` changes
+    between the modes at every verdict; `none` stays in LOCAL, where texts are scored."""
+    check_drafters(long_grid, policy, EVERY_DRAFTER[at : at + TOGETHER])

@@ -6,9 +6,10 @@ import asyncio
 import math
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from specfleet.core.errors import InternalError, PromptTooLong
-from specfleet.core.step import Confidence, DraftDistribution, StepItem, StepResult, Stop
+from specfleet.core.step import Alternative, Confidence, DraftDistribution, StepItem, StepResult, Stop
 
 VOCABULARY = 50
 Rule = Callable[[Sequence[int]], int]
@@ -46,6 +47,12 @@ def _confidence(text: Sequence[int]) -> Confidence:
     rest = 1.0 - share
     entropy = -share * math.log(share) - rest * math.log(rest)
     return Confidence(share, entropy, abs(share - rest), math.sqrt(share * rest) * abs(math.log(share / rest)))
+
+
+def _runner_up(text: Sequence[int], chosen: int) -> int:
+    """Where `drafter_rule` is wrong, the target's own token two times in three."""
+    lucky = zlib.crc32(bytes(f"second {len(text)} {text[-1]}", "ascii")) % 3
+    return (chosen - 1 if lucky else chosen + 1) % VOCABULARY
 
 
 class FakeEngine:
@@ -90,7 +97,8 @@ class FakeEngine:
             raise error
         assert len({item.sequence for item in items}) == len(items), "a sequence twice in a step"
         needed = sum(
-            self._pages(len(self.texts[item.sequence]) + len(item.tokens)) - self._pages(len(self.texts[item.sequence]))
+            self._pages(len(self.texts[item.sequence]) + len(item.tokens) + len(item.alternatives))
+            - self._pages(len(self.texts[item.sequence]))
             for item in items
         )
         if needed > self.free_pages:
@@ -136,10 +144,18 @@ class FakeEngine:
             text.append(guess)
             accepted.append(guess)
         own = self.rule(text)
-        q = DraftDistribution((own,), (1.0,)) if item.want_q else None
-        return StepResult(
-            len(accepted), (*accepted, own), q=q, confidence=_confidence(text) if item.want_confidence else None
+        drafted = len(item.tokens) - len(fed)
+        assert all(
+            one.offset < drafted and item.tokens[len(fed) + one.offset] != one.token for one in item.alternatives
         )
+        if len(accepted) < drafted and Alternative(len(accepted), own) in item.alternatives:
+            text.append(own)
+            return StepResult(len(accepted), (*accepted, own, self.rule(text)), alternative=True)
+        q = DraftDistribution((own,), (1.0,)) if item.want_q else None
+        sure = _confidence(text) if item.want_confidence else None
+        if sure is not None and item.want_runner_up:
+            sure = replace(sure, runner_up=_runner_up(text, own), runner_up_share=0.6)
+        return StepResult(len(accepted), (*accepted, own), q=q, confidence=sure)
 
     def _pages(self, tokens: int) -> int:
         return -(-tokens // self.page_size)

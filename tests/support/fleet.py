@@ -18,7 +18,7 @@ from drafter.speculators.hybrid import Hybrid
 from drafter.speculators.model import Model
 from drafter.speculators.ngram import Ngram
 from scheduler import Scheduler, SchedulerConfig
-from specfleet.core.protocol import Finished, Open, Opened, Verdict
+from specfleet.core.protocol import MAX_DRAFT_TOKENS, Finished, Open, Opened, Verdict
 from specfleet.core.types import ModelInfo, SamplingParams
 from specfleet.core.vocabulary import Vocabulary
 from support.engine import VOCABULARY, FakeEngine, drafter_rule
@@ -78,6 +78,8 @@ async def fleet(
     ahead: bool = True,
     early: EarlyStop | None = None,
     observer: Observer | None = None,
+    trees: bool = False,
+    max_draft: int = MAX_DRAFT_TOKENS,
     **scheduling: object,
 ) -> AsyncIterator[Fleet]:
     """A fleet of one drafter whose model is right `rightness` times in ten; or around other `engines` (target, draft)."""
@@ -91,12 +93,22 @@ async def fleet(
     target = ModelInfo("fake", len(vocabulary.tokens), vocabulary.digest(), context, eos)
     limits = Limits(kv_tokens=pages * engine.page_size, max_sessions=max_sessions, idle_seconds=5)
     verifier = Verifier(loop, target, vocabulary, {}, limits, "memory")
-    batcher = DraftBatcher(draft_engine)
+    batcher = DraftBatcher(draft_engine, runners_up=trees)
     model = Model(batcher, 4096)
     guessers: dict[str, Speculator] = {"model": model, "ngram": Ngram(), "hybrid": Hybrid(model)}
     guesser = guessers[speculator]
     connection = MemoryConnection(verifier)
-    drafter = Drafter(connection, guesser, vocabulary, time.monotonic, observer, ahead=ahead, early=early)
+    drafter = Drafter(
+        connection,
+        guesser,
+        vocabulary,
+        time.monotonic,
+        observer,
+        ahead=ahead,
+        early=early,
+        trees=trees,
+        max_draft=max_draft,
+    )
     tasks = [asyncio.create_task(loop.run()), asyncio.create_task(batcher.run())]
     try:
         yield Fleet(verifier, engine, loop, scheduler, connection, drafter, draft_engine)

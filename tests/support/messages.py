@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from specfleet.core.generation import MAX_REQUEST_ID, ChatMessage, Completed, GenerationRequest, Started, Tokens
 from specfleet.core.protocol import MAX_DRAFT_TOKENS, Close, Draft, Finished, Open, Opened, Shadow, Verdict
-from specfleet.core.step import DraftDistribution
+from specfleet.core.step import Alternative, DraftDistribution
 from specfleet.core.types import (
     DRAFT_SUPPORT_LIMIT,
     FinishReason,
@@ -52,7 +52,7 @@ SAMPLING = st.builds(
     ignore_eos=st.booleans(),
     logprobs=st.booleans(),
 )
-GRANTS = st.builds(Grant, st.sampled_from(Mode), COUNTS)
+GRANTS = st.builds(Grant, st.sampled_from(Mode), COUNTS, COUNTS, st.floats(0, 1e6, width=32))
 USAGES = st.builds(Usage, COUNTS, COUNTS, COUNTS)
 MODELS = st.builds(ModelInfo, TEXTS, COUNTS, st.binary(max_size=32), COUNTS, ids(), TEXTS, TEXTS)
 LOADS = st.builds(Load, COUNTS, COUNTS, st.integers(0, 2**64 - 1), st.floats(0, 1e6, width=32))
@@ -96,7 +96,20 @@ def drafts(draw: st.DrawFn) -> Draft:
         q=q,
         draft_seconds=draw(SECONDS),
         survival=draw(survivals(len(tokens))),
+        alternatives=() if with_q or not tokens else draw(alternatives(tokens)),
     )
+
+
+@st.composite
+def alternatives(draw: st.DrawFn, drafted: tuple[int, ...]) -> tuple[Alternative, ...]:
+    places = st.builds(Alternative, st.integers(0, len(drafted) - 1), COUNTS)
+    others = places.filter(lambda one: drafted[one.offset] != one.token)
+    return tuple(draw(st.lists(others, max_size=8, unique=True)))
+
+
+def verdict(mode: Mode, drafted: int, accepted: int, committed: int) -> Verdict:
+    """With tokens that mean nothing."""
+    return Verdict(0, (7,) * committed, drafted, accepted, Grant(mode), mode)
 
 
 def survivals(count: int) -> st.SearchStrategy[tuple[float, ...] | None]:
@@ -128,6 +141,8 @@ def verdicts(draw: st.DrawFn) -> Verdict:
         mode=draw(st.sampled_from(Mode)),
         logprobs=draw(optional_floats(len(tokens))),
         trimmed=draw(COUNTS),
+        alternatives=draw(COUNTS),
+        alternative_accepted=draw(st.booleans()),
     )
 
 

@@ -19,6 +19,7 @@ from specfleet.core.types import Mode
 from specfleet.observability.drafter import DrafterMetrics
 from specfleet.observability.registry import MetricsServer
 from specfleet.observability.verifier import VerifierGauges, VerifierMetrics
+from support.messages import verdict
 
 
 class Gauges:
@@ -237,9 +238,9 @@ def test_status_of_a_verifier(exporter: Exporter) -> None:
     before = exporter.look()
     metrics.step(0.02, 0.02, 2, 8)
     metrics.step(0.02, 0.02, 4, 8)
-    metrics.verdict("", Mode.ROUND, 4, 3, 4, 0.0)
-    metrics.verdict("", Mode.ROUND, 2, 2, 3, 0.0)
-    metrics.verdict("", Mode.LOCAL, 0, 0, 1, 0.0)
+    metrics.verdict("", verdict(Mode.ROUND, 4, 3, 4), 0.0)
+    metrics.verdict("", verdict(Mode.ROUND, 2, 2, 3), 0.0)
+    metrics.verdict("", verdict(Mode.LOCAL, 0, 0, 1), 0.0)
     after = exporter.look()
     seconds = after.at - before.at
     first = fleet_status({}, {exporter.address: before})["verifiers"][0]

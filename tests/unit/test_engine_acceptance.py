@@ -9,9 +9,9 @@ import pytest
 import torch
 from scipy import stats
 
-from specfleet.core.step import DraftDistribution, StepItem
+from specfleet.core.step import Alternative, DraftDistribution, StepItem
 from specfleet.core.types import SamplingParams
-from specfleet.engine.acceptance import SparseDrafts, match, match_batch, reject, reject_batch
+from specfleet.engine.acceptance import SparseDrafts, match, match_batch, match_tree, reject, reject_batch
 from specfleet.engine.choose import Choice, Chooser
 from specfleet.engine.sampling import Truncation, process
 
@@ -66,6 +66,31 @@ def chi_square(tokens: list[int], p: np.ndarray) -> float:
 def test_match_accepts_while_equal(target: list[int], draft: list[int], expected: tuple[int, list[int]]) -> None:
     """The accepted prefix and one token of the target's own, always accepted + 1 of them."""
     assert match(target, draft) == expected
+
+
+def test_a_tree_is_walked_as_far_as_any_path_agrees() -> None:
+    """Against brute force over 2,000 random trees: of all paths from the root the longest whose every token is the target's
+    own there, and the target's token behind it."""
+    random, rescued = np.random.default_rng(2), 0
+    for _ in range(2000):
+        draft = random.integers(0, 3, int(random.integers(0, 5))).tolist()
+        places = {(int(random.integers(len(draft))), int(random.integers(0, 3))) for _ in range(4) if draft}
+        alternatives = [Alternative(at, token) for at, token in places if draft[at] != token]
+        own: dict[tuple[int, ...], int] = {}
+        paths = [tuple(draft[:n]) for n in range(len(draft) + 1)]
+        paths += [(*draft[: one.offset], one.token) for one in alternatives]
+        for path in paths:
+            own[path] = int(random.integers(0, 3))
+        agreeing = [path for path in paths if all(own[path[:n]] == token for n, token in enumerate(path))]
+        longest = max(agreeing, key=len)
+
+        accepted, committed, alternative = match_tree([own[path] for path in paths], draft, alternatives)
+
+        assert [*longest, own[longest]] == committed
+        assert len(longest) == accepted + (alternative is not None)
+        assert alternative is None or (*draft[:accepted], alternatives[alternative].token) == longest
+        rescued += alternative is not None
+    assert rescued > 200
 
 
 def test_match_batch_equals_match() -> None:

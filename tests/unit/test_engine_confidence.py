@@ -10,7 +10,7 @@ import torch
 
 from specfleet.core.step import Confidence, StepItem, StepResult
 from specfleet.core.types import SamplingParams
-from specfleet.engine.confidence import _on_device, confidences
+from specfleet.engine.confidence import LIKELIEST, _on_device, confidences
 from specfleet.engine.engine import EngineConfig, TorchEngine
 from support.pair import DRAFT
 
@@ -23,7 +23,10 @@ def test_the_figures_are_what_they_say() -> None:
     chosen = [3, 0, 299, 17, int(logits[4].argmax())]
     for measure in (confidences, _on_device):
         for row, token, found in zip(
-            logits.double().tolist(), chosen, measure(logits, logits.max(-1).values.tolist(), chosen), strict=True
+            logits.double().tolist(),
+            chosen,
+            measure(logits, logits.max(-1).values.tolist(), chosen, [LIKELIEST] * 5),
+            strict=True,
         ):
             total = math.fsum(math.exp(x) for x in row)
             q = [math.exp(x) / total for x in row]
@@ -32,6 +35,9 @@ def test_the_figures_are_what_they_say() -> None:
             spread = -math.log(math.fsum(one * one for one in q))
             figures = [found.chosen, found.entropy, found.margin, found.spread]
             assert [q[token], entropy, first - second, spread] == pytest.approx(figures, abs=1e-4)
+            others = [0.0 if at == token else one for at, one in enumerate(q)]
+            assert others.index(max(others)) == found.runner_up
+            assert max(others) / math.fsum(others) == pytest.approx(found.runner_up_share, abs=1e-4)
 
 
 def test_a_certain_row_is_no_error() -> None:
@@ -39,10 +45,10 @@ def test_a_certain_row_is_no_error() -> None:
     logits = torch.full((1, 50), -1e4)
     logits[0, 7] = 1e4
     for measure in (confidences, _on_device):
-        assert [Confidence(1.0, 0.0, 1.0, 0.0)] == measure(logits, [1e4], [7])
+        assert [Confidence(1.0, 0.0, 1.0, 0.0)] == measure(logits, [1e4], [7], [None])
     logits[0, 9] = 1e4
     for measure in (confidences, _on_device):
-        assert 0.0 == measure(logits, [1e4], [7])[0].margin == measure(logits, [1e4], [3])[0].margin
+        assert 0.0 == measure(logits, [1e4], [7], [9])[0].margin == measure(logits, [1e4], [3], [7])[0].margin
 
 
 def test_an_engine_says_how_sure_it_is_and_stops_single_drafts() -> None:

@@ -42,9 +42,25 @@ def test_rounds_without_drafts_and_impossible_reports_teach_nothing() -> None:
     """Zero-length drafts, and reports of more accepted than tested, change nothing."""
     acceptance = Acceptance(AcceptancePool())
     acceptance.verified(0, 0)
-    acceptance.tested(5, 3)
-    acceptance.tested(-1, 3)
+    acceptance.reported(5, 3)
+    acceptance.reported(-1, 3)
     assert PRIOR == pytest.approx(acceptance.rate)
+
+
+def test_what_a_drafter_says_of_itself_moves_nobody_else() -> None:
+    """A session's own estimate follows its shadow reports; what others start from, and are drawn towards, does not."""
+    pool = AcceptancePool()
+    boasting, other = Acceptance(pool), Acceptance(pool)
+    rounds(other, 0.5, 4, 100, np.random.default_rng(1))
+    before, of_all = other.rate, pool.rate
+    for _ in range(1000):
+        boasting.reported(16, 16)
+    assert boasting.rate > 0.9
+    assert (before, of_all, of_all) == (other.rate, pool.rate, Acceptance(pool).rate)
+    for _ in range(1000):
+        boasting.reported(0, 16)
+    assert boasting.rate < 0.1
+    assert (before, of_all) == (other.rate, pool.rate)
 
 
 def test_it_follows_a_change() -> None:
@@ -102,7 +118,7 @@ def test_what_is_not_tested_fades_into_the_pool() -> None:
     rounds(Acceptance(pool), 0.8, 4, 2000, np.random.default_rng(2))
     hopeless = Acceptance(pool)
     for _ in range(64):
-        hopeless.tested(0, 1)
+        hopeless.reported(0, 1)
     before = hopeless.rate
     hopeless.untested(512)
     assert before < hopeless.rate < 0.5 * pool.rate

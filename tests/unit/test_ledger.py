@@ -11,7 +11,7 @@ import pytest
 from drafter.early_stop import EarlyStop
 from drafter.observer import Silent
 from specfleet.core.protocol import Draft, Open, Verdict
-from specfleet.core.types import SamplingParams
+from specfleet.core.types import Mode, SamplingParams
 from support.engine import reference
 from support.fleet import GREEDY, Fleet, fleet
 
@@ -56,8 +56,9 @@ async def settled(one: Fleet, books: Books, openings: list[Open]) -> list[Verdic
     await one.quiet()
     verdicts = [message for _, messages in found for message in messages if isinstance(message, Verdict)]
     assert books.made == sum(books.fates.values())
-    assert books.fates["accepted"] == sum(verdict.accepted for verdict in verdicts)
-    assert books.fates["refused"] == sum(verdict.drafted - verdict.accepted for verdict in verdicts)
+    assert books.fates["accepted"] == sum(verdict.right for verdict in verdicts)
+    assert books.fates["refused"] == sum(verdict.verified - verdict.right for verdict in verdicts)
+    assert all(len(verdict.tokens) <= verdict.right + 1 for verdict in verdicts)
     # What was not verified was stale, trimmed or discarded, each with its reason.
     assert books.fates["stale"] + books.fates["trimmed"] + books.fates["discarded"] == sum(books.discards.values())
     return verdicts
@@ -79,6 +80,23 @@ async def test_the_books_balance(policy: str, rightness: int, ahead: bool, early
         assert [reference(prompt, 40) for prompt in prompts] == [await one.generate(prompt) for prompt in prompts]
     if policy.startswith("fixed") and not ahead:
         assert 0 == sum(books.early.values())
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("policy", ["fixed:4", "stream", "random"])
+async def test_the_books_balance_with_trees(policy: str, ahead: bool) -> None:
+    """Alternatives have fates, too; a round that one of them rescued commits a token more. Texts as ever."""
+    books, trees, sampling = Books(), EarlyStop(), SamplingParams(temperature=0.0, max_tokens=150)
+    # Slow steps for few: the verifier's tokens are cheap.
+    async with fleet(policy, rightness=6, ahead=ahead, early=trees, observer=books, delay=0.005, trees=True) as one:
+        prompts = [(n, n + 1, n + 2) for n in range(3)]
+        verdicts = await settled(one, books, [Open(prompt=prompt, sampling=sampling) for prompt in prompts])
+        assert [reference(prompt, 40) for prompt in prompts] == [await one.generate(prompt) for prompt in prompts]
+    assert any(verdict.alternatives for verdict in verdicts)
+    rescued = [verdict for verdict in verdicts if verdict.alternative_accepted]
+    assert rescued
+    assert all(verdict.accepted < verdict.drafted and verdict.alternatives for verdict in rescued)
 
 
 @pytest.mark.asyncio
@@ -104,20 +122,40 @@ async def test_the_books_balance_where_a_generation_is_given_up() -> None:
 
 
 @pytest.mark.asyncio
-async def test_the_verifier_counts_what_waited_and_was_wrong() -> None:
-    """Of every token that was sent the verifier verified it, found it stale, or had it already."""
+@pytest.mark.parametrize("trees", [False, True])
+@pytest.mark.parametrize("policy", ["stream:3", "fixed:4", "random"])
+async def test_every_guess_that_arrives_has_one_fate_on_the_verifier(policy: str, trees: bool) -> None:
+    """Verified, stale, or there already; those dropped by last verdicts, waiting at the end, and come too late included."""
     books, stale = Books(), 0
-    async with fleet("stream:3", rightness=5, observer=books, delay=0.001) as one:
+    early = EarlyStop() if trees else None
+    async with fleet(policy, rightness=5, observer=books, early=early, delay=0.001, trees=trees, eos=(7,)) as one:
 
         def count(tokens: int) -> None:
             nonlocal stale
             stale += tokens
 
         one.loop._observer.stale = count  # type: ignore[method-assign]
-        await settled(one, books, [Open(prompt=(n, 5), sampling=GREEDY) for n in range(4)])
-    lost = books.fates["stale"] + books.fates["trimmed"]
-    # The rest were dropped by last verdicts: no draft followed whose answer could have said so.
+        verdicts = await settled(one, books, [Open(prompt=(n, 5), sampling=GREEDY) for n in range(8)])
+        drafts = [message for message in one.connection.seen if isinstance(message, Draft)]
+    arrived = sum(len(draft.tokens) + len(draft.alternatives) for draft in drafts)
+    verified = sum(verdict.verified for verdict in verdicts)
+    # A drafter calls those overtaken that it has sent and that were text before anybody looked.
+    assert 0 <= arrived - verified - stale <= books.discards["overtaken"]
+    assert verified + stale <= arrived
+    lost = books.fates["stale"] + books.fates["trimmed"] + books.discards["overtaken"]
     assert 0 < stale <= lost
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("policy", ["fixed:8", "stream:8", "random"])
+async def test_no_draft_is_longer_than_its_drafter_wants(policy: str) -> None:
+    """--max-draft 3 under grants of up to 8: a round verifies three at most, and does not wait for more; texts as ever."""
+    async with fleet(policy, rightness=9, max_draft=3, draft_wait_seconds=30) as one:
+        messages = (await one.collect(Open(prompt=(1, 2, 3), sampling=GREEDY)))[1]
+        assert reference([1, 2, 3], 40) == await asyncio.wait_for(one.generate([1, 2, 3]), 20)
+    rounds = [one.drafted for one in messages if isinstance(one, Verdict) and one.mode is Mode.ROUND]
+    if policy == "fixed:8":
+        assert 3 == max(rounds) and len(rounds) < 25
 
 
 @pytest.mark.asyncio

@@ -25,6 +25,7 @@ from specfleet.observability.registry import MetricsServer
 from specfleet.observability.verifier import POSITIONS, VerifierGauges, VerifierMetrics
 from specfleet.observability.vllm import VllmNames
 from specfleet.wire.verification import GrpcVerifierConnection
+from support.messages import verdict
 from support.metrics import Counts
 from support.wire import Backend, serving
 
@@ -89,7 +90,7 @@ VERIFIER_HISTOGRAMS = {
 }
 DRAFTER_COUNTERS: dict[str, tuple[set[str], int]] = {
     "requests_total": ({"finish_reason"}, 4),
-    "drafted_tokens_total": ({"speculator"}, 3),
+    "drafted_tokens_total": ({"speculator"}, 4),
     "discarded_tokens_total": ({"reason"}, 3),
     "settled_tokens_total": ({"fate"}, 5),
     "drafting_seconds_total": ({"outcome"}, 2),
@@ -159,7 +160,9 @@ def test_labels_take_the_published_values(registry: CollectorRegistry) -> None:
     assert {(mode,) for mode in MODES} == set(series(registry, "specfleet_drafter_mode_seconds_total"))
     switches = {(old, new) for old in MODES for new in MODES if old != new}
     assert switches == set(series(registry, "specfleet_verifier_mode_switches_total"))
-    assert {("model",), ("ngram",), ("hybrid",)} == set(series(registry, "specfleet_drafter_drafted_tokens_total"))
+    assert {("model",), ("ngram",), ("hybrid",), ("runner-up",)} == set(
+        series(registry, "specfleet_drafter_drafted_tokens_total")
+    )
 
 
 def test_gauges_are_read_when_scraped(registry: CollectorRegistry) -> None:
@@ -214,7 +217,7 @@ def test_verdicts_add_up(verdicts: list[tuple[int, int, bool, Mode]]) -> None:
     committed = 0
     for drafted, accepted, cut, mode in verdicts:
         tokens = accepted if cut and accepted else accepted + 1
-        metrics.verdict("", mode, drafted, accepted, tokens, 0.001)
+        metrics.verdict("", verdict(mode, drafted, accepted, tokens), 0.001)
         committed += tokens
 
     def total(name: str) -> float:
@@ -235,10 +238,10 @@ def test_verdicts_add_up(verdicts: list[tuple[int, int, bool, Mode]]) -> None:
 def test_positions_count_from_the_front_and_the_last_takes_the_rest(registry: CollectorRegistry) -> None:
     """Of a draft with two accepted, places 0 and 1; labels stay bounded however long a draft is."""
     metrics = VerifierMetrics(registry)
-    metrics.verdict("", Mode.ROUND, 4, 2, 3, 0.0)
+    metrics.verdict("", verdict(Mode.ROUND, 4, 2, 3), 0.0)
     name = "specfleet_verifier_accepted_tokens_per_position_total"
     assert [1.0, 1.0, 0.0] == [value(registry, name, str(place)) for place in range(3)]
-    metrics.verdict("", Mode.ROUND, POSITIONS + 5, POSITIONS + 5, POSITIONS + 6, 0.0)
+    metrics.verdict("", verdict(Mode.ROUND, POSITIONS + 5, POSITIONS + 5, POSITIONS + 6), 0.0)
     assert POSITIONS == len(series(registry, name))
     assert 6.0 == value(registry, name, str(POSITIONS - 1))
 
@@ -412,7 +415,7 @@ def test_vllms_names_say_what_ours_say(registry: CollectorRegistry) -> None:
     """A round of two of four accepted, under the names, labels and positions of vLLM."""
     metrics = VerifierMetrics(registry)
     registry.register(VllmNames(metrics, "tiny"))
-    metrics.verdict("", Mode.ROUND, 4, 2, 3, 0.0)
+    metrics.verdict("", verdict(Mode.ROUND, 4, 2, 3), 0.0)
     prefix, labelled = "vllm:spec_decode_num", ("tiny", "0")
     for name, expected in (("drafts", 1.0), ("draft_tokens", 4.0), ("accepted_tokens", 2.0)):
         assert {labelled: expected} == series(registry, f"{prefix}_{name}_total")

@@ -157,7 +157,8 @@ def test_prefill_goes_in_chunks_and_ends_in_a_verdict() -> None:
         assert (PlanItem(1, fed, 0, False),) == one.plan(0.0, 100).items
         assert {} == commit(one, ItemOutcome(1, fed, 0, 0, 0, 0))
     assert (PlanItem(1, 8, 0, True),) == one.plan(0.0, 100).items
-    assert {1: Grant(Mode.ROUND, 4)} == commit(one, ItemOutcome(1, 8, 0, 0, 1, 0), now=5.0)
+    granted = commit(one, ItemOutcome(1, 8, 0, 0, 1, 0), now=5.0)
+    assert {1: (Mode.ROUND, 4)} == {session: (grant.mode, grant.length) for session, grant in granted.items()}
     assert Plan(wake_at=6.0) == one.plan(5.0, 100)
 
 
