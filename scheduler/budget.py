@@ -56,7 +56,10 @@ class StepBudget:
         count = min(count, left + self.free_pages * self._page_size)
         self.tokens -= count
         self.free_pages -= -(-max(0, count - left) // self._page_size)
-        self._pairs += count * (record.computed + 2 * item.tokens + count)
+        pairs = count * (record.computed + 2 * item.tokens + count)
+        self._pairs += pairs
+        self._drafted += count
+        self._drafted_pairs += pairs
         self.items[place] = item._replace(alternatives=count)
 
     def fits(self, record: SessionRecord) -> bool:
