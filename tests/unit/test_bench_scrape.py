@@ -34,6 +34,9 @@ class Gauges:
     def kv_pages(self) -> dict[str, int]:
         return {"used": 5, "cached": 3, "free": 92}
 
+    def evictions(self) -> dict[str, int]:
+        return {"cache": 0}
+
     def prefix_cache(self) -> tuple[int, int]:
         return 10, 4
 
