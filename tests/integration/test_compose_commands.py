@@ -21,7 +21,8 @@ SERVICES: dict[str, Any] = compose()["services"]
 
 def here(arguments: list[str], folder: Path, **changed: str) -> list[str]:
     """Paths of the containers in `folder`, any port of this machine, the tiny pair on the CPU; `changed` flags."""
-    replaced = {"listen": "127.0.0.1:0", "metrics": "127.0.0.1:0", "device": "cpu", **changed}
+    free = dict.fromkeys(("listen", "http", "metrics"), "127.0.0.1:0")
+    replaced = {**free, "device": "cpu", **changed}
     found = []
     for argument in map(filled, arguments):
         name, equals, value = argument.partition("=")
