@@ -138,7 +138,7 @@ def fleet(name: str) -> Iterator[str]:
     with ExitStack() as stack:
 
         def daemon(*words: str) -> DaemonProcess:
-            process = stack.enter_context(DaemonProcess(*words, "--listen", ANY, "--metrics", ANY))
+            process = stack.enter_context(DaemonProcess(*words, "--listen", ANY, "--http", "", "--metrics", ANY))
             process.wait_ready(120)
             return process
 

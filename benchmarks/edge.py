@@ -213,7 +213,7 @@ class Fleet:
 
     def _start(self, *options: str) -> DaemonProcess:
         progress(f"starting {' '.join(options[:1])}")
-        process = self._stack.enter_context(DaemonProcess(*options, "--listen", ANY, "--metrics", ""))
+        process = self._stack.enter_context(DaemonProcess(*options, "--listen", ANY, "--http", "", "--metrics", ""))
         process.wait_ready(120)
         return process
 

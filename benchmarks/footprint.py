@@ -29,7 +29,7 @@ def main() -> int:
     parser.add_argument("--models", type=Path, default=MODELS)
     models: Path = parser.parse_args().models
     report = Report("footprint")
-    addresses = ("--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0")
+    addresses = ("--listen", "127.0.0.1:0", "--http", "", "--metrics", "127.0.0.1:0")
     with DaemonProcess("verifier", "--model", str(models / "tiny-target"), *addresses) as verifier:
         verifier.wait_ready(120)
         with DaemonProcess("drafter", "--model", "ngram", "--verifier", verifier.address, *addresses) as ngram:

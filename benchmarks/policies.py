@@ -116,7 +116,7 @@ def _measure(policy: str, arguments: argparse.Namespace) -> dict[str, Any]:
     with ExitStack() as stack:
 
         def daemon(*options: str) -> DaemonProcess:
-            return stack.enter_context(DaemonProcess(*options, "--listen", ANY, "--metrics", ANY))
+            return stack.enter_context(DaemonProcess(*options, "--listen", ANY, "--http", "", "--metrics", ANY))
 
         verifier = daemon("verifier", "--model", str(MODELS / "tiny-target"), "--speculation", policy)
         verifier.wait_ready(120)

@@ -42,6 +42,8 @@ class DrafterConfig(DaemonConfig):
     """Which of several verifiers: the least loaded, the less loaded of two, in turns, any."""
     listen: HostPort = "127.0.0.1:7700"
     """HOST:PORT for gRPC; port 0 takes any free one."""
+    http: OptionalHostPort = "127.0.0.1:8000"
+    """HOST:PORT for OpenAI-compatible HTTP and a page to try it; empty for none."""
     metrics: OptionalHostPort = "127.0.0.1:7701"
     """HOST:PORT for Prometheus metrics; empty for none."""
     verifier_ca: Path | None = None

@@ -25,6 +25,7 @@ from specfleet.core.config import describe
 from specfleet.core.extras import need
 from specfleet.core.protocol import MAX_DRAFT_TOKENS
 from specfleet.core.signals import stop_requested
+from specfleet.http import http_server
 from specfleet.observability import log as logs
 from specfleet.observability.drafter import PREFIX, DrafterMetrics
 from specfleet.observability.grpc_server import GrpcServerMetrics
@@ -61,6 +62,7 @@ async def _serve(config: DrafterConfig) -> int:
         address = server.bind(config.listen)
         tracer = traced(registry, PREFIX, time.monotonic) if config.trace else None
         metrics = serve_metrics(registry, config.metrics, stack, tracer)
+        http = http_server(config, registry, guard, certificate)
         credentials = Credentials(
             token_file(config.verifier_token),
             watched_tls(config.verifier_ca, config.verifier_cert, config.verifier_key),
@@ -91,16 +93,19 @@ async def _serve(config: DrafterConfig) -> int:
             trees=config.trees,
             max_draft=config.max_draft or MAX_DRAFT_TOKENS,
         )
-        server.add_generation(TextGenerator(drafter, tokenizer, drafter=config.name or address))
+        generator = TextGenerator(drafter, tokenizer, drafter=config.name or address)
+        server.add_generation(generator)
         await server.start()
+        await http.start(generator, tokenizer.piece, page=True)
         stop = stop_requested()
         await server.ready(True)
+        await http.ready(True)
         say(
-            f"ready drafter grpc={address} metrics={metrics} speculator={speculator.name} "
+            f"ready drafter grpc={address} http={http.address} metrics={metrics} speculator={speculator.name} "
             f"verifier={router.target} target={model.name}"
         )
         await stop.wait()
-        await server.drain(config.drain_seconds)
+        await asyncio.gather(server.drain(config.drain_seconds), http.drain(config.drain_seconds))
     return 0
 
 

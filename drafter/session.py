@@ -199,6 +199,8 @@ class DraftingSession:
     # --- the drafting side -----------------------------------------------------------------------------------------
 
     async def _draft(self, stream: ClientStream) -> None:
+        if not self._opening.can_draft:
+            await asyncio.Event().wait()
         drafting = self._speculator.start(self._opening.sampling)
         try:
             while True:

@@ -66,7 +66,7 @@ class Drafter:
 
     async def run(self, opening: Open) -> AsyncIterator[VerifyResponse]:
         """The verifier's messages for one generation, while the speculator guesses ahead."""
-        opening = replace(opening, vocabulary_digest=self._digest, can_draft=True)
+        opening = replace(opening, vocabulary_digest=self._digest)
         generation = Generation(opening, self._session, self._patience, self._clock, self._rng, self._observer)
         start, last = self._clock(), 0.0
         async with aclosing(generation.run()) as messages:

@@ -90,6 +90,8 @@ class VerifierConfig(DaemonConfig):
     """Target model: a folder, or a hub id."""
     listen: HostPort = "127.0.0.1:7600"
     """HOST:PORT for gRPC; port 0 takes any free one."""
+    http: OptionalHostPort = ""
+    """HOST:PORT for OpenAI-compatible HTTP without drafters; empty for none."""
     metrics: OptionalHostPort = "127.0.0.1:7601"
     """HOST:PORT for Prometheus metrics; empty for none."""
     vllm_metrics: bool = False

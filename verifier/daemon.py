@@ -22,6 +22,7 @@ from specfleet.core.extras import need
 from specfleet.core.signals import stop_requested
 from specfleet.core.trace import Tracer
 from specfleet.core.types import ModelInfo
+from specfleet.http import http_server
 from specfleet.observability import log as logs
 from specfleet.observability.grpc_server import GrpcServerMetrics
 from specfleet.observability.log import say
@@ -62,6 +63,7 @@ async def _serve(config: VerifierConfig) -> int:
         address = server.bind(config.listen)
         tracer = traced(registry, PREFIX, time.monotonic) if config.trace else None
         metrics = serve_metrics(registry, config.metrics, stack, tracer)
+        http = http_server(config, registry, guard, certificate)
         scheduler = Scheduler(_scheduler_config(config))
         tokenizer = Tokenizer.from_folder(config.model)
         engine = _engine(config, tracer)
@@ -73,19 +75,26 @@ async def _serve(config: VerifierConfig) -> int:
         registry.register(VerifierGauges(_Gauges(loop, engine, scheduler)))
         verifier = _verifier(config, loop, engine, tokenizer, address, observer, tracer)
         server.add_verification(verifier, tracer)
-        server.add_generation(TextGenerator(TargetOnly(verifier, caller), tokenizer))
+        generator = TextGenerator(TargetOnly(verifier, caller), tokenizer)
+        server.add_generation(generator)
         await server.start()
+        await http.start(generator, tokenizer.piece)
+
+        async def ready(now: bool) -> None:
+            await server.ready(now)
+            await http.ready(now)
+
         batches = asyncio.create_task(loop.run())
-        watchdog = Watchdog(loop, verifier, server.ready, config.step_seconds_limit)
+        watchdog = Watchdog(loop, verifier, ready, config.step_seconds_limit)
         watching = asyncio.create_task(watchdog.run())
         stack.callback(watching.cancel)
         stop = stop_requested()
-        await server.ready(True)
-        say(f"ready verifier grpc={address} metrics={metrics} model={verifier.model().name}")
+        await ready(True)
+        say(f"ready verifier grpc={address} http={http.address} metrics={metrics} model={verifier.model().name}")
         stopped = asyncio.create_task(stop.wait())
         done, _ = await asyncio.wait({stopped, batches}, return_when=asyncio.FIRST_COMPLETED)
         watching.cancel()
-        await server.drain(config.drain_seconds)
+        await asyncio.gather(server.drain(config.drain_seconds), http.drain(config.drain_seconds))
         if batches in done:
             batches.result()
             raise InternalError("the batch loop ended")

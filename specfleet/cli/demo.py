@@ -89,7 +89,8 @@ def _models(folder: Path | None) -> Path:
 
 def _start(stack: ExitStack, models: Path, speculation: str) -> Fleet:
     def daemon(*arguments: str) -> DaemonProcess:
-        return stack.enter_context(DaemonProcess(*arguments, "--listen", LOOPBACK, "--metrics", LOOPBACK))
+        where = ("--listen", LOOPBACK, "--http", LOOPBACK, "--metrics", LOOPBACK)
+        return stack.enter_context(DaemonProcess(*arguments, *where))
 
     verifier = daemon("verifier", "--model", str(models / "tiny-target"), "--speculation", speculation)
     verifier.wait_ready(READY_SECONDS)
@@ -204,6 +205,9 @@ def _stay(stack: ExitStack, fleet: Fleet) -> None:
     click.echo(f"\nverifier {fleet.verifier.address}, metrics http://{fleet.verifier.said('metrics')}/metrics")
     for drafter in fleet.drafters:
         click.echo(f"drafter  {drafter.address}, metrics http://{drafter.said('metrics')}/metrics")
+        click.echo(
+            f"         a page to try it: http://{drafter.said('http')}/, for OpenAI clients: http://{drafter.said('http')}/v1"
+        )
     click.echo(f'\nspecfleet generate "Once upon a time" --server {fleet.drafters[0].address}')
     _prometheus(stack, fleet)
     click.echo("Ctrl-C stops it.")

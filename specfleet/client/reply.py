@@ -37,16 +37,13 @@ class Reply:
 
     def to_dict(self) -> dict[str, Any]:
         """The object that `specfleet generate --json` prints (plain values, ready for `json.dumps`)."""
-        speculation = asdict(self.speculation)
-        speculation["acceptance_rate"] = self.speculation.acceptance_rate
-        speculation["mean_accepted_length"] = self.speculation.mean_accepted_length
         found = {
             "text": self.text,
             "token_ids": list(self.token_ids),
             "finish_reason": self.finish_reason.value,
             "usage": asdict(self.usage),
             "timing": asdict(self.timing),
-            "speculation": speculation,
+            "speculation": self.speculation.to_dict(),
             "server": {name: getattr(self.server, name) for name in ("drafter", "verifier", "model", "policy")},
         }
         return found | ({"logprobs": list(self.logprobs)} if self.logprobs is not None else {})

@@ -118,6 +118,7 @@ class DaemonConfig(BaseModel):
     model: str
     listen: HostPort
     metrics: OptionalHostPort
+    http: OptionalHostPort
     tls_cert: Path | None = None
     """Certificate to show to callers (PEM); turns TLS on. Read again when it changes."""
     tls_key: Path | None = None

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from specfleet.core.errors import InvalidRequest
-from specfleet.core.types import FinishReason, ModelInfo, SamplingParams, Speculation, TokenKind, Usage
+from specfleet.core.types import FinishReason, Mode, ModelInfo, SamplingParams, Speculation, TokenKind, Usage
 
 MAX_REQUEST_ID = 128
 
@@ -32,6 +32,8 @@ class GenerationRequest:
     model: str = ""
     output_token_ids: tuple[int, ...] = ()
     """Output already received from a stream that broke; the generation goes on behind it."""
+    target_only: bool = False
+    """Let the target decode alone, to compare: the text is the same."""
 
     def __post_init__(self) -> None:
         given = [name for name in ("prompt", "chat", "prompt_token_ids") if getattr(self, name) is not None]
@@ -52,6 +54,7 @@ class Started:
     policy: str = ""
     verifier: str = ""
     drafter: str = ""
+    prompt_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,10 @@ class Tokens:
     logprobs: tuple[float, ...] | None = None
     text_lengths: tuple[int, ...] = ()
     """One per token: how many characters of `text` it completed. Empty where the sender does not say."""
+    drafted: int = 0
+    """Drafted tokens that the step behind these verified."""
+    mode: Mode | None = None
+    """Mode in which it was run; None for text without tokens."""
 
     @property
     def pieces(self) -> tuple[str, ...]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import enum
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from specfleet.core.errors import ConfigurationError, InvalidRequest
 
@@ -231,6 +232,11 @@ class Speculation:
     def mean_accepted_length(self) -> float | None:
         """1 + accepted per round: the recovered or bonus token counts, as in vLLM."""
         return 1 + self.accepted / self.rounds if self.rounds else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Counters and ratios as plain values."""
+        ratios = {"acceptance_rate": self.acceptance_rate, "mean_accepted_length": self.mean_accepted_length}
+        return asdict(self) | ratios
 
     def count(self, mode: Mode, drafted: int, accepted: int, committed: int) -> None:
         """Count one verdict of `drafted` verified tokens that committed `committed` tokens."""

@@ -57,7 +57,9 @@ class TextGenerator:
         prompt = await self._prompt(request, model)
         progress = _Progress(request, prompt, self._tokenizer, model)
         if progress.reason is not None:  # only `Completed` got lost
-            yield Started(request.request_id, model.name, model.policy, drafter=self._drafter)
+            yield Started(
+                request.request_id, model.name, model.policy, drafter=self._drafter, prompt_tokens=len(prompt)
+            )
         else:
             opening = Open(
                 prompt=prompt,
@@ -66,6 +68,7 @@ class TextGenerator:
                 request_id=request.request_id,
                 service_class=request.service_class,
                 model=request.model,
+                can_draft=not request.target_only,
             )
             async with _closing(self._source.run(opening)) as messages:
                 async for message in messages:
@@ -88,7 +91,12 @@ class TextGenerator:
 
     def _started(self, request: GenerationRequest, opened: Opened) -> Started:
         return Started(
-            request.request_id, opened.model.name, opened.model.policy, opened.verifier, drafter=self._drafter
+            request.request_id,
+            opened.model.name,
+            opened.model.policy,
+            opened.verifier,
+            drafter=self._drafter,
+            prompt_tokens=opened.prompt_tokens,
         )
 
     async def _prompt(self, request: GenerationRequest, model: ModelInfo) -> tuple[int, ...]:
@@ -198,6 +206,8 @@ class _Progress:
             kinds(verdict)[kept],
             verdict.logprobs[kept] if verdict.logprobs is not None else None,
             tuple(map(len, pieces)),
+            verdict.drafted,
+            verdict.mode,
         )
 
     def flush(self) -> str:

@@ -88,6 +88,20 @@ class Tokenizer:
         """Text without special tokens; incomplete characters become U+FFFD, ids beyond the vocabulary nothing."""
         return self._backend.decode(token_ids, skip_special_tokens=True)
 
+    def piece(self, token_id: int) -> str:
+        """What one token adds to a text, special tokens by their names; U+FFFD for part of a character."""
+        # Behind another token: decoders drop a space in front of the first.
+        return self._backend.decode([self._anchor, token_id], skip_special_tokens=False)[len(self._anchor_text) :]
+
+    @cached_property
+    def _anchor(self) -> int:
+        """A token of plain text, so that what follows it is decoded as inside a text."""
+        return next(iter(self._backend.encode("a", add_special_tokens=False).ids), 0)
+
+    @cached_property
+    def _anchor_text(self) -> str:
+        return self._backend.decode([self._anchor], skip_special_tokens=False)
+
     def vocabulary(self) -> Vocabulary:
         """What ids mean, to compare with a peer's."""
         return self._vocabulary

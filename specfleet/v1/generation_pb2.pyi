@@ -22,7 +22,7 @@ TOKEN_KIND_BONUS: TokenKind
 TOKEN_KIND_TARGET: TokenKind
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("request_id", "prompt", "chat", "prompt_token_ids", "sampling", "service_class", "model", "output_token_ids")
+    __slots__ = ("request_id", "prompt", "chat", "prompt_token_ids", "sampling", "service_class", "model", "output_token_ids", "target_only")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     CHAT_FIELD_NUMBER: _ClassVar[int]
@@ -31,6 +31,7 @@ class GenerateRequest(_message.Message):
     SERVICE_CLASS_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    TARGET_ONLY_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     prompt: str
     chat: ChatMessages
@@ -39,7 +40,8 @@ class GenerateRequest(_message.Message):
     service_class: str
     model: str
     output_token_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, request_id: _Optional[str] = ..., prompt: _Optional[str] = ..., chat: _Optional[_Union[ChatMessages, _Mapping]] = ..., prompt_token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., sampling: _Optional[_Union[_common_pb2.SamplingParams, _Mapping]] = ..., service_class: _Optional[str] = ..., model: _Optional[str] = ..., output_token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    target_only: bool
+    def __init__(self, request_id: _Optional[str] = ..., prompt: _Optional[str] = ..., chat: _Optional[_Union[ChatMessages, _Mapping]] = ..., prompt_token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., sampling: _Optional[_Union[_common_pb2.SamplingParams, _Mapping]] = ..., service_class: _Optional[str] = ..., model: _Optional[str] = ..., output_token_ids: _Optional[_Iterable[int]] = ..., target_only: _Optional[bool] = ...) -> None: ...
 
 class TokenIds(_message.Message):
     __slots__ = ("token_ids",)
@@ -72,32 +74,38 @@ class GenerateResponse(_message.Message):
     def __init__(self, started: _Optional[_Union[Started, _Mapping]] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., completed: _Optional[_Union[Completed, _Mapping]] = ...) -> None: ...
 
 class Started(_message.Message):
-    __slots__ = ("request_id", "model", "policy", "verifier", "drafter")
+    __slots__ = ("request_id", "model", "policy", "verifier", "drafter", "prompt_tokens")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     VERIFIER_FIELD_NUMBER: _ClassVar[int]
     DRAFTER_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     policy: str
     verifier: str
     drafter: str
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., policy: _Optional[str] = ..., verifier: _Optional[str] = ..., drafter: _Optional[str] = ...) -> None: ...
+    prompt_tokens: int
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., policy: _Optional[str] = ..., verifier: _Optional[str] = ..., drafter: _Optional[str] = ..., prompt_tokens: _Optional[int] = ...) -> None: ...
 
 class Tokens(_message.Message):
-    __slots__ = ("token_ids", "text", "kinds", "logprobs", "text_lengths")
+    __slots__ = ("token_ids", "text", "kinds", "logprobs", "text_lengths", "drafted", "mode")
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     KINDS_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     TEXT_LENGTHS_FIELD_NUMBER: _ClassVar[int]
+    DRAFTED_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     text: str
     kinds: _containers.RepeatedScalarFieldContainer[TokenKind]
     logprobs: _containers.RepeatedScalarFieldContainer[float]
     text_lengths: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., kinds: _Optional[_Iterable[_Union[TokenKind, str]]] = ..., logprobs: _Optional[_Iterable[float]] = ..., text_lengths: _Optional[_Iterable[int]] = ...) -> None: ...
+    drafted: int
+    mode: _common_pb2.Mode
+    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., kinds: _Optional[_Iterable[_Union[TokenKind, str]]] = ..., logprobs: _Optional[_Iterable[float]] = ..., text_lengths: _Optional[_Iterable[int]] = ..., drafted: _Optional[int] = ..., mode: _Optional[_Union[_common_pb2.Mode, str]] = ...) -> None: ...
 
 class Speculation(_message.Message):
     __slots__ = ("rounds", "drafted", "accepted", "target_only_tokens", "resumes", "local_verdicts", "stream_verdicts", "round_verdicts", "lengths")

@@ -17,7 +17,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -43,6 +43,11 @@ _caller: ContextVar[str] = ContextVar("specfleet_caller")
 def caller() -> str:
     """Identity behind the call that is being handled. Raises LookupError outside of one."""
     return _caller.get()
+
+
+def handling(identity: str) -> None:
+    """From here on this task, and those it starts, handle a call of `identity`."""
+    _caller.set(identity)
 
 
 def new_token() -> str:
@@ -87,6 +92,18 @@ def parse_tokens(path: Path) -> dict[str, str]:
 
 
 @dataclass(frozen=True, slots=True)
+class Presented:
+    """What a call brings with it, over gRPC and HTTP alike."""
+
+    peer: str
+    """Where it comes from, as gRPC writes it: ipv4:HOST:PORT, ipv6:%5BHOST%5D:PORT."""
+    authorization: tuple[str, ...] = field(default=(), repr=False)
+    """Every header of that name."""
+    certificate: tuple[str, ...] = ()
+    """Names in the certificate that the handshake has checked, the common name first."""
+
+
+@dataclass(frozen=True, slots=True)
 class Guard:
     """Whom a server lets in. Without any of these, everybody who reaches it."""
 
@@ -97,7 +114,7 @@ class Guard:
     allow: frozenset[str] = frozenset()
     """Identities that may call; empty for all that credentials vouch for."""
 
-    def identity(self, context: Any) -> str:
+    def identity(self, shown: Presented) -> str:
         """Who calls.
 
         Raises:
@@ -105,36 +122,44 @@ class Guard:
             PermissionDenied: known, and not one of those who may call.
         """
         if self.tokens is not None:
-            identity = self._by_token(self.tokens, context)
+            identity = self._by_token(self.tokens, shown.authorization)
         elif self.mutual:
-            identity = _by_certificate(context)
+            identity = next(filter(None, shown.certificate), "")
+            if not identity:
+                raise AuthenticationFailed("the certificate names nobody; it needs a common name")
         else:
-            return identity_of(context.peer())
+            return identity_of(shown.peer)
         if self.allow and identity not in self.allow:
             raise PermissionDenied(f"{identity} may not call this server; its operator lets in others only")
         return identity
 
-    def _by_token(self, tokens: TokenFile, context: Any) -> str:
-        headers = [value for key, value in context.invocation_metadata() or () if key == "authorization"]
+    @staticmethod
+    def _by_token(tokens: TokenFile, headers: tuple[str, ...]) -> str:
         if not headers:
-            raise AuthenticationFailed("this server needs a token; send one as metadata (authorization: Bearer TOKEN)")
-        value = str(headers[0])
+            raise AuthenticationFailed(
+                "this server needs a token; send one with the call (authorization: Bearer TOKEN)"
+            )
+        value = headers[0]
         if len(headers) > 1 or value[: len(_SCHEME)].lower() != _SCHEME:
-            raise AuthenticationFailed("the metadata authorization must be given once, as Bearer TOKEN")
+            raise AuthenticationFailed("authorization must be given once, as Bearer TOKEN")
         name = tokens.name_of(value[len(_SCHEME) :].strip())
         if name is None:
             raise AuthenticationFailed("the token is not known here: mistyped, for another server, or revoked")
         return name
 
 
-def _by_certificate(context: Any) -> str:
-    """The certificate's common name, or the first of its alternative names."""
+def _presented(context: Any) -> Presented:
+    """What a gRPC call brings."""
     facts = context.auth_context()
-    for key in ("x509_common_name", "x509_subject_alternative_name"):
-        for name in facts.get(key, ()):
-            if name:
-                return str(name.decode("utf-8", "replace"))
-    raise AuthenticationFailed("the certificate names nobody; it needs a common name")
+    return Presented(
+        context.peer(),
+        tuple(str(value) for key, value in context.invocation_metadata() or () if key == "authorization"),
+        tuple(
+            name.decode("utf-8", "replace")
+            for key in ("x509_common_name", "x509_subject_alternative_name")
+            for name in facts.get(key, ())
+        ),
+    )
 
 
 def identity_of(peer: str) -> str:
@@ -162,5 +187,5 @@ class Authentication(grpc.aio.ServerInterceptor):
     @asynccontextmanager
     async def _identified(self, _request: Any, context: Any) -> AsyncIterator[None]:
         async with answering(context):
-            _caller.set(self._guard.identity(context))
+            handling(self._guard.identity(_presented(context)))
         yield

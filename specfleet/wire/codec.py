@@ -471,6 +471,7 @@ def generate_request_to_proto(request: GenerationRequest) -> generation_pb2.Gene
         service_class=request.service_class,
         model=request.model,
         output_token_ids=request.output_token_ids,
+        target_only=request.target_only,
     )
     if request.prompt is not None:
         proto.prompt = request.prompt
@@ -496,6 +497,7 @@ def generate_request_from_proto(proto: generation_pb2.GenerateRequest) -> Genera
         service_class=proto.service_class,
         model=proto.model,
         output_token_ids=_output(proto.output_token_ids, sampling),
+        target_only=proto.target_only,
     )
 
 
@@ -508,6 +510,8 @@ def event_to_proto(event: Event) -> generation_pb2.GenerateResponse:
                 kinds=[_KIND_TO_PROTO[kind] for kind in event.kinds],
                 logprobs=event.logprobs or (),
                 text_lengths=event.text_lengths,
+                drafted=event.drafted,
+                mode=_MODE_TO_PROTO[event.mode] if event.mode is not None else common_pb2.MODE_UNSPECIFIED,
             )
             return generation_pb2.GenerateResponse(tokens=tokens)
         case Started():
@@ -517,6 +521,7 @@ def event_to_proto(event: Event) -> generation_pb2.GenerateResponse:
                 policy=event.policy,
                 verifier=event.verifier,
                 drafter=event.drafter,
+                prompt_tokens=event.prompt_tokens,
             )
             return generation_pb2.GenerateResponse(started=started)
         case Completed():
@@ -538,10 +543,19 @@ def event_from_proto(proto: generation_pb2.GenerateResponse) -> Event:
                 kinds=tuple(_KIND_FROM_PROTO.get(kind, TokenKind.TARGET) for kind in tokens.kinds),
                 logprobs=tuple(tokens.logprobs) or None,
                 text_lengths=tuple(tokens.text_lengths),
+                drafted=tokens.drafted,
+                mode=_MODE_FROM_PROTO.get(tokens.mode),
             )
         case "started":
             started = proto.started
-            return Started(started.request_id, started.model, started.policy, started.verifier, started.drafter)
+            return Started(
+                started.request_id,
+                started.model,
+                started.policy,
+                started.verifier,
+                started.drafter,
+                started.prompt_tokens,
+            )
         case "completed":
             completed = proto.completed
             return Completed(

@@ -24,33 +24,34 @@ MAX_STOP_TOKENS = 1024
 
 def check_open(proto: verification_pb2.Open) -> None:
     """Raises InvalidRequest naming the field, its size and the limit."""
-    _check("prompt_token_ids", proto.prompt_token_ids, MAX_TOKENS_GIVEN, "tokens")
-    _check("output_token_ids", proto.output_token_ids, MAX_TOKENS_GIVEN, "tokens")
-    _check("model", proto.model, MAX_NAME, "characters")
-    _check("service_class", proto.service_class, MAX_NAME, "characters")
-    _check("vocabulary_digest", proto.vocabulary_digest, MAX_DIGEST, "bytes")
+    check("prompt_token_ids", proto.prompt_token_ids, MAX_TOKENS_GIVEN, "tokens")
+    check("output_token_ids", proto.output_token_ids, MAX_TOKENS_GIVEN, "tokens")
+    check("model", proto.model, MAX_NAME, "characters")
+    check("service_class", proto.service_class, MAX_NAME, "characters")
+    check("vocabulary_digest", proto.vocabulary_digest, MAX_DIGEST, "bytes")
     check_sampling(proto.sampling)
 
 
 def check_generate(proto: generation_pb2.GenerateRequest) -> None:
     """Raises InvalidRequest naming the field, its size and the limit."""
-    _check("prompt_token_ids", proto.prompt_token_ids.token_ids, MAX_TOKENS_GIVEN, "tokens")
-    _check("output_token_ids", proto.output_token_ids, MAX_TOKENS_GIVEN, "tokens")
-    _check("model", proto.model, MAX_NAME, "characters")
-    _check("service_class", proto.service_class, MAX_NAME, "characters")
-    _check("chat", proto.chat.messages, MAX_CHAT_MESSAGES, "messages")
+    check("prompt_token_ids", proto.prompt_token_ids.token_ids, MAX_TOKENS_GIVEN, "tokens")
+    check("output_token_ids", proto.output_token_ids, MAX_TOKENS_GIVEN, "tokens")
+    check("model", proto.model, MAX_NAME, "characters")
+    check("service_class", proto.service_class, MAX_NAME, "characters")
+    check("chat", proto.chat.messages, MAX_CHAT_MESSAGES, "messages")
     for message in proto.chat.messages:
-        _check("role", message.role, MAX_ROLE, "characters")
+        check("role", message.role, MAX_ROLE, "characters")
     check_sampling(proto.sampling)
 
 
 def check_sampling(proto: common_pb2.SamplingParams) -> None:
     """Raises InvalidRequest naming the field, its size and the limit."""
     for text in proto.stop:
-        _check("stop", text, MAX_STOP, "characters")
-    _check("stop_token_ids", proto.stop_token_ids, MAX_STOP_TOKENS, "tokens")
+        check("stop", text, MAX_STOP, "characters")
+    check("stop_token_ids", proto.stop_token_ids, MAX_STOP_TOKENS, "tokens")
 
 
-def _check(name: str, value: Sized, limit: int, unit: str) -> None:
+def check(name: str, value: Sized, limit: int, unit: str) -> None:
+    """Raises InvalidRequest naming the field, its size and the limit."""
     if len(value) > limit:
         raise InvalidRequest.field(name, f"has {len(value)} {unit}, at most {limit}")

@@ -82,14 +82,10 @@ class Server:
         Raises:
             ConfigurationError: naming the address; also for plaintext where other machines could listen in.
         """
-        check_target(listen)
-        if self._certificate is None and not self._insecure and not is_loopback(listen):
-            raise ConfigurationError(
-                f"{listen} can be reached from other machines, and nothing would be encrypted; give --tls-cert and --tls-key "
-                "(specfleet certs makes some), listen on 127.0.0.1, or say --insecure if plaintext is meant"
-            )
-        host, _, port = listen.rpartition(":")
-        _try_bind(host.strip("[]"), int(port), listen)
+        check_listen(listen, encrypted=self._certificate is not None, insecure=self._insecure)
+        # Bind once with a plain socket: gRPC's own failure says nothing of the reason, and prints lines of its own.
+        bound(listen).close()
+        host = listen.rpartition(":")[0]
         if self._certificate is None:
             return f"{host}:{self._server.add_insecure_port(listen)}"
         return f"{host}:{self._server.add_secure_port(listen, self._certificate.credentials())}"
@@ -131,15 +127,32 @@ def trusting(trust: DaemonConfig) -> tuple[Guard, ServerCertificate | None]:
     return guard, ServerCertificate(trust.tls_cert, trust.tls_key, trust.tls_client_ca)
 
 
-def _try_bind(host: str, port: int, listen: str) -> None:
-    """Bind once with a plain socket: gRPC's own failure says nothing of the reason, and prints lines of its own."""
+def check_listen(listen: str, *, encrypted: bool, insecure: bool) -> None:
+    """Raises ConfigurationError for what is no HOST:PORT, and for plaintext where other machines could listen in, unless
+    `insecure` says that it is meant."""
+    check_target(listen)
+    if not encrypted and not insecure and not is_loopback(listen):
+        raise ConfigurationError(
+            f"{listen} can be reached from other machines, and nothing would be encrypted; give --tls-cert and --tls-key "
+            "(specfleet certs makes some), listen on 127.0.0.1, or say --insecure if plaintext is meant"
+        )
+
+
+def bound(listen: str) -> socket.socket:
+    """A TCP socket bound to HOST:PORT, not listening yet. Raises ConfigurationError naming the address."""
+    host, _, port = listen.rpartition(":")
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
+        family, kind, _, _, address = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+        taken = socket.socket(family, kind)
+        try:
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            taken.bind(address)
+        except OSError:
+            taken.close()
+            raise
     except OSError as error:
         raise ConfigurationError(
             f"cannot listen on {listen}: {(error.strerror or str(error)).lower()}; "
             f"choose another address, or port 0 for any free port"
         ) from None
+    return taken

@@ -63,13 +63,39 @@ class ServerCertificate:
         """Raises ConfigurationError naming the file that cannot be used."""
         self.mutual = client_ca is not None
         self._certificate, self._key, self._client_ca = certificate, key, client_ca
-        paths = [path for path in (certificate, key, client_ca) if path is not None]
-        self._watched = Watched(paths, self._read)
+        self._paths = [path for path in (certificate, key, client_ca) if path is not None]
+        self._watched = Watched(self._paths, self._read)
         self._shown = self._watched.get()
 
     def credentials(self) -> Any:
         """gRPC asks `_changed` at every handshake, on a thread of its own."""
         return grpc.dynamic_ssl_server_credentials(self._shown, self._changed, self.mutual)
+
+    def context(self) -> ssl.SSLContext:
+        """The same for servers that are not gRPC's; each handshake goes by the files as they are then."""
+        watched = Watched(self._paths, self._context)
+
+        def present(connection: ssl.SSLObject, _name: str | None, _first: ssl.SSLContext) -> None:
+            connection.context = watched.get()
+
+        first = watched.get()
+        first.sni_callback = present  # asked at every handshake, also where the caller names no server
+        return first
+
+    def _context(self) -> ssl.SSLContext:
+        _check_pair(self._certificate, self._key)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_alpn_protocols(["http/1.1"])
+        context.load_cert_chain(self._certificate, self._key)
+        # Resumed sessions would pass by a change of the authority.
+        context.options |= ssl.OP_NO_TICKET
+        context.num_tickets = 0
+        if self._client_ca is not None:
+            _check_authority(self._client_ca)
+            context.load_verify_locations(cafile=self._client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+        return context
 
     def _changed(self) -> Any:
         present = self._watched.get()

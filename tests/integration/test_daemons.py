@@ -199,11 +199,15 @@ def test_no_server_and_wrong_port(daemons: Fleet) -> None:
 def test_wrong_models(tmp_path: Path, daemons: Fleet) -> None:
     """A path that does not exist, a folder without a model: exit code 2, one line with the path."""
     missing = str(tmp_path / "nowhere")
-    one_line(specfleet("verifier", "--model", missing, "--listen", "127.0.0.1:0", "--metrics", ""), 2, missing)
     one_line(
-        specfleet("verifier", "--model", str(tmp_path), "--listen", "127.0.0.1:0", "--metrics", ""), 2, str(tmp_path)
+        specfleet("verifier", "--model", missing, "--listen", "127.0.0.1:0", "--http", "", "--metrics", ""), 2, missing
     )
-    verifier = ("--verifier", daemons[0].address, "--listen", "127.0.0.1:0", "--metrics", "")
+    one_line(
+        specfleet("verifier", "--model", str(tmp_path), "--listen", "127.0.0.1:0", "--http", "", "--metrics", ""),
+        2,
+        str(tmp_path),
+    )
+    verifier = ("--verifier", daemons[0].address, "--listen", "127.0.0.1:0", "--http", "", "--metrics", "")
     one_line(specfleet("drafter", "--model", missing, *verifier), 2, missing)
 
 
@@ -217,7 +221,7 @@ def test_a_drafter_with_another_tokenizer(tmp_path: Path, daemons: Fleet) -> Non
     table[by_id[900]], table[by_id[901]] = 901, 900
     (other / "tokenizer.json").chmod(0o644)
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
-    arguments = ("--verifier", daemons[0].address, "--listen", "127.0.0.1:0", "--metrics", "")
+    arguments = ("--verifier", daemons[0].address, "--listen", "127.0.0.1:0", "--http", "", "--metrics", "")
     one_line(specfleet("drafter", "--model", str(other), *arguments), 4, "900", "tokenizer")
 
 
@@ -227,7 +231,7 @@ def test_unknown_keys_flags_and_policies(tmp_path: Path) -> None:
     file.write_text('[verifier]\nmodel = "m"\nspeculatoin = "none"\n')
     one_line(specfleet("verifier", "--config", str(file)), 2, "speculatoin", "speculation", "fleet.toml")
     one_line(specfleet("verifier", "--model", str(TARGET), "--kv-cache-token", "64"), 2, "--kv-cache-token")
-    everything = ("verifier", "--model", str(TARGET), "--listen", "127.0.0.1:0", "--metrics", "")
+    everything = ("verifier", "--model", str(TARGET), "--listen", "127.0.0.1:0", "--http", "", "--metrics", "")
     one_line(specfleet(*everything, "--speculation", "fastest"), 2, "fastest", "fixed")
     one_line(specfleet(*everything, "--speculation", "fixed:0"), 2, "fixed:0", "from 1")
 
@@ -237,13 +241,13 @@ def test_a_port_in_use(daemons: Fleet) -> None:
     taken, metrics = daemons[0].address, daemons[0].said("metrics")
     arguments = ("verifier", "--model", str(TARGET))
     one_line(specfleet(*arguments, "--listen", taken, "--metrics", ""), 2, taken, "address already in use")
-    one_line(specfleet(*arguments, "--listen", "127.0.0.1:0", "--metrics", metrics), 2, metrics)
+    one_line(specfleet(*arguments, "--listen", "127.0.0.1:0", "--http", "", "--metrics", metrics), 2, metrics)
 
 
 def test_a_drafter_without_its_verifier(tmp_path: Path) -> None:
     """It gives up after --connect-seconds, with exit code 3 and the address."""
     nobody = f"127.0.0.1:{free_port()}"
-    arguments = ("--listen", "127.0.0.1:0", "--metrics", "", "--connect-seconds", "0.5")
+    arguments = ("--listen", "127.0.0.1:0", "--http", "", "--metrics", "", "--connect-seconds", "0.5")
     one_line(specfleet("drafter", "--model", "ngram", "--verifier", nobody, *arguments), 3, nobody)
 
 

@@ -72,7 +72,17 @@ def fleet(cable: None) -> Iterator[Fleet]:
     with running(
         Daemon("verifier", "--model", str(TARGET), "--speculation", "fixed:4", *listen, prefix=inside)
     ) as verifier:
-        where = ("--verifier", verifier.address, "--insecure", "--listen", ANY_PORT, "--metrics", ANY_PORT)
+        where = (
+            "--verifier",
+            verifier.address,
+            "--insecure",
+            "--listen",
+            ANY_PORT,
+            "--http",
+            ANY_PORT,
+            "--metrics",
+            ANY_PORT,
+        )
         with running(Daemon("drafter", "--model", str(DRAFT), *where)) as drafter:
             yield Fleet(verifier, drafter)
 

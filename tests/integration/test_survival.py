@@ -77,7 +77,7 @@ class Restartable:
 
     def __init__(self, *arguments: str) -> None:
         self.address = f"127.0.0.1:{free_port()}"
-        self.arguments = (*arguments, "--listen", self.address, "--metrics", ANY_PORT)
+        self.arguments = (*arguments, "--listen", self.address, "--http", "", "--metrics", ANY_PORT)
         self.daemon = Daemon(*self.arguments)
 
     @property

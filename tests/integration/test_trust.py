@@ -53,7 +53,17 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
             running(
                 Daemon(
                     *("drafter", "--model", str(DRAFT), "--verifier", verifier.address),
-                    *("--listen", ANY_PORT, "--metrics", ANY_PORT, *tls, "--tokens", str(drafter_tokens.path)),
+                    *(
+                        "--listen",
+                        ANY_PORT,
+                        "--http",
+                        ANY_PORT,
+                        "--metrics",
+                        ANY_PORT,
+                        *tls,
+                        "--tokens",
+                        str(drafter_tokens.path),
+                    ),
                     *("--verifier-ca", str(certificates.ca), "--verifier-token", str(folder / "token")),
                     *("--verifier-cert", str(shown), "--verifier-key", str(shown_key)),
                 )
@@ -196,11 +206,23 @@ def test_certificates_are_renewed_while_daemons_run(secured: Secured) -> None:
 
 def test_plaintext_off_loopback_must_be_meant() -> None:
     """Both daemons refuse to listen and to dial in the clear beyond this machine: exit code 2, one line with the way out."""
-    everywhere = ("--listen", "0.0.0.0:0", "--metrics", "")
+    everywhere = ("--listen", "0.0.0.0:0", "--http", "", "--metrics", "")
     for arguments in (
         ("verifier", "--model", str(DRAFT), *everywhere),
         ("drafter", "--model", "ngram", *everywhere),
-        ("drafter", "--model", "ngram", "--verifier", "192.0.2.1:7600", "--listen", ANY_PORT, "--metrics", ""),
+        (
+            "drafter",
+            "--model",
+            "ngram",
+            "--verifier",
+            "192.0.2.1:7600",
+            "--listen",
+            ANY_PORT,
+            "--http",
+            "",
+            "--metrics",
+            "",
+        ),
         ("generate", "x", "--server", "192.0.2.1:7700"),
     ):
         result = specfleet(*arguments)
@@ -214,7 +236,19 @@ def test_a_drafter_with_wrong_credentials_does_not_start(secured: Secured, tmp_p
     ours = secured.certificates
     certificate, key = ours.client("edge-9")
     result = specfleet(
-        *("drafter", "--model", "ngram", "--verifier", secured.verifier.address, "--listen", ANY_PORT, "--metrics", ""),
+        *(
+            "drafter",
+            "--model",
+            "ngram",
+            "--verifier",
+            secured.verifier.address,
+            "--listen",
+            ANY_PORT,
+            "--http",
+            "",
+            "--metrics",
+            "",
+        ),
         *("--verifier-ca", str(ours.ca), "--verifier-cert", str(certificate), "--verifier-key", str(key)),
         *("--verifier-token", str(tmp_path / "token")),
     )

@@ -45,7 +45,7 @@ def start_verifier(*arguments: str, model: str | Path = TARGET) -> Daemon:
 
 
 def start_drafter(verifier: Daemon, *arguments: str, model: str | Path = DRAFT) -> Daemon:
-    where = ("--verifier", verifier.address, "--listen", ANY_PORT, "--metrics", ANY_PORT)
+    where = ("--verifier", verifier.address, "--listen", ANY_PORT, "--http", ANY_PORT, "--metrics", ANY_PORT)
     return Daemon("drafter", "--model", str(model), *where, *arguments)
 
 

@@ -165,6 +165,7 @@ GENERATIONS = _INPUTS.flatmap(
         service_class=TEXTS,
         model=TEXTS,
         output_token_ids=ids(),
+        target_only=st.booleans(),
         **{key: st.just(value) for key, value in given.items()},
     )
 ).map(lambda one: replace(one, output_token_ids=one.output_token_ids[: one.sampling.max_tokens]))
@@ -175,7 +176,10 @@ def tokens(draw: st.DrawFn) -> Tokens:
     count = draw(st.integers(0, 5))
     kinds = tuple(draw(st.lists(st.sampled_from(TokenKind), min_size=count, max_size=count)))
     lengths = tuple(draw(st.lists(COUNTS, min_size=count, max_size=count)))
-    return Tokens(draw(ids(count, count)), draw(TEXTS), kinds, draw(optional_floats(count)), lengths)
+    mode = draw(st.none() | st.sampled_from(Mode))
+    return Tokens(
+        draw(ids(count, count)), draw(TEXTS), kinds, draw(optional_floats(count)), lengths, draw(COUNTS), mode
+    )
 
 
 SPECULATIONS = st.builds(
@@ -189,7 +193,7 @@ SPECULATIONS = st.builds(
     lengths=ids().map(list),
 )
 EVENTS = (
-    st.builds(Started, REQUEST_IDS, TEXTS, TEXTS, TEXTS, TEXTS)
+    st.builds(Started, REQUEST_IDS, TEXTS, TEXTS, TEXTS, TEXTS, COUNTS)
     | tokens()
     | st.builds(Completed, st.sampled_from(FinishReason), USAGES, SPECULATIONS)
 )

@@ -115,10 +115,10 @@ async def test_a_generation_is_started_tokens_completed() -> None:
     found = await events(source, request(request_id="r", service_class="gold"))
 
     assert found[:-1] == [
-        Started("r", "tiny", "fixed:4", "v:1", "d"),
-        Tokens(tuple(a), "a", (TARGET,), None, (1,)),
-        Tokens((*a, *b, *c), "abc", (ACCEPTED, ACCEPTED, BONUS), (-1.0, -2.0, -3.0), (1, 1, 1)),
-        Tokens((*a, *d), "ad", (ACCEPTED, RECOVERED), None, (1, 1)),
+        Started("r", "tiny", "fixed:4", "v:1", "d", OPENED.prompt_tokens),
+        Tokens(tuple(a), "a", (TARGET,), None, (1,), 0, Mode.LOCAL),
+        Tokens((*a, *b, *c), "abc", (ACCEPTED, ACCEPTED, BONUS), (-1.0, -2.0, -3.0), (1, 1, 1), 2, Mode.ROUND),
+        Tokens((*a, *d), "ad", (ACCEPTED, RECOVERED), None, (1, 1), 4, Mode.ROUND),
     ]
     done = completed(found)
     assert (done.reason, done.usage) == (FinishReason.LENGTH, Usage(AT, 6, 5))
