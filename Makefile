@@ -61,11 +61,12 @@ nightly: install  ## 2,000 worlds of crashes, partitions and drains (make test p
 	@SPECFLEET_SEEDS=2000 $(PY) -m pytest tests/simulation/test_faults.py --timeout 7200 -q
 
 .PHONY: fuzz
-fuzz: install  ## hostile messages: by coverage a minute each, by structure 20,000, to live daemons 100,000
+fuzz: install  ## hostile messages and HTTP bodies: by coverage a minute each, by structure 20,000, to live daemons 100,000
 	@.venv/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[fuzz]'
-	@for name in VerifyRequest GenerateRequest VerifyResponse GenerateResponse; do \
+	@set -o pipefail; for name in VerifyRequest GenerateRequest VerifyResponse GenerateResponse; do \
 	  echo "== $$name"; $(PY) tests/fuzz/fuzz_wire.py $$name -max_total_time=60 -print_final_stats=1 2>&1 | tail -n 8 || exit 1; done
-	@SPECFLEET_EXAMPLES=20000 $(PY) -m pytest tests/properties/test_fuzz.py --timeout 7200 -q
+	@set -o pipefail; echo "== HTTP bodies"; $(PY) tests/fuzz/fuzz_http.py -max_total_time=60 -print_final_stats=1 2>&1 | tail -n 8
+	@SPECFLEET_EXAMPLES=20000 $(PY) -m pytest tests/properties/test_fuzz.py tests/properties/test_fuzz_http.py --timeout 7200 -q
 	@SPECFLEET_HOSTILE=100000 $(PY) -m pytest tests/integration/test_hostile.py --timeout 7200 -q
 
 .PHONY: soak

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
@@ -136,11 +136,11 @@ class Fields:
             self.refuse(name, f"is {kind(value)}, must be an object")
         return Fields(value, f"{self._path}{name}.")
 
-    def close(self, also: Iterable[str] = ()) -> None:
-        """Refuse what nobody has asked for; null says nothing. `also`: further names to point to."""
+    def close(self) -> None:
+        """Refuse what nobody has asked for; null says nothing."""
         for name, value in self._left.items():
             if value is not None:
-                near = get_close_matches(name, [*self._known, *also], n=1, cutoff=0.75)
+                near = get_close_matches(name, self._known, n=1, cutoff=0.75)
                 hint = f"; did you mean {near[0]}?" if near else "; leave it out"
                 self.refuse(shown(name), f"is not a field that is known here{hint}")
 

@@ -1,5 +1,5 @@
-"""Hostile messages to live daemons, one per call, while eight streams run beside: every one is answered with a typed error (or
-is harmless), no stream notices, nothing crashes, nothing is left behind.
+"""Hostile messages to live daemons over gRPC and HTTP, one per call, while eight streams run beside: every one is answered with
+a typed error (or is harmless), no stream notices, nothing crashes, nothing is left behind.
 
 SPECFLEET_HOSTILE=100000 sends so many (`make fuzz`).
 """
@@ -22,7 +22,8 @@ from specfleet.v1 import common_pb2, generation_pb2, verification_pb2
 from specfleet.wire.channel import MAX_MESSAGE_BYTES
 from specfleet.wire.status import DETAILS_KEY
 from specfleet.wire.verification import GrpcVerifierConnection
-from support.daemons import Daemon, fleet, wait_until_empty
+from support import hostile_http
+from support.daemons import ANY_PORT, Daemon, fleet, wait_until_empty
 from support.hostile import mutated, random_message
 
 MESSAGES = int(os.environ.get("SPECFLEET_HOSTILE", "600"))
@@ -113,13 +114,15 @@ async def answer(channel: grpc.aio.Channel, one: Attack) -> str:
 
 
 async def attackers(
-    addresses: list[str], digest: bytes, found: Counter[tuple[str, str]], count: int, seed: int
+    addresses: list[str], http: list[str], digest: bytes, found: Counter[tuple[str, str]], count: int, seed: int
 ) -> None:
+    """Half of the calls over each."""
     rng = random.Random(seed)
     # Our own channels would not send what is too large.
     unlimited = (("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1))
     channels = [grpc.aio.insecure_channel(address, options=unlimited) for address in addresses]
-    for _ in range(count):
+    for _ in range(count // 2):
+        await over_http(rng, http, found)
         one = attack(rng, digest)
         # A drafter has no Verify.
         channel = channels[0] if one.method.startswith(VERIFY) else rng.choice(channels)
@@ -128,6 +131,13 @@ async def attackers(
         assert code in TYPED | BY_GRPC | {"ALIVE", "OK"}, f"{one.name}: {code}"
     for channel in channels:
         await channel.close()
+
+
+async def over_http(rng: random.Random, addresses: list[str], found: Counter[tuple[str, str]]) -> None:
+    one = hostile_http.attack(rng)
+    code = await hostile_http.answer(rng.choice(addresses), one)
+    found[one.name, code] += 1
+    assert code in (*hostile_http.TYPED, *(() if one.refused else ("200", hostile_http.NO_ANSWER))), f"{one}: {code}"
 
 
 async def beside(address: str, over: asyncio.Event) -> int:
@@ -144,7 +154,7 @@ async def beside(address: str, over: asyncio.Event) -> int:
 
 @pytest.mark.timeout(7200)
 def test_hostile_messages_disturb_nobody() -> None:
-    """Over gRPC to verifier and drafter alike."""
+    """Over gRPC and HTTP, to verifier and drafter alike."""
 
     async def main(verifier: Daemon, drafter: Daemon) -> Counter[tuple[str, str]]:
         connection = GrpcVerifierConnection(verifier.address)
@@ -152,14 +162,16 @@ def test_hostile_messages_disturb_nobody() -> None:
         await connection.close()
         over, found = asyncio.Event(), Counter[tuple[str, str]]()
         addresses = [verifier.address, drafter.address]
+        http = [verifier.said("http"), drafter.said("http")]
         streams = [asyncio.create_task(beside(addresses[n % 2], over)) for n in range(BESIDE)]
         share = -(-MESSAGES // ATTACKERS)
-        await asyncio.gather(*(attackers(addresses, digest, found, share, seed) for seed in range(ATTACKERS)))
+        await asyncio.gather(*(attackers(addresses, http, digest, found, share, seed) for seed in range(ATTACKERS)))
         over.set()
         assert min(await asyncio.gather(*streams)) >= 1
         return found
 
-    with fleet("--speculation", "fixed:4", "--draft-wait-seconds", "0.02", drafters=["ngram"]) as (verifier, drafter):
+    policy = ("--speculation", "fixed:4", "--draft-wait-seconds", "0.02")
+    with fleet(*policy, "--http", ANY_PORT, drafters=["ngram"]) as (verifier, drafter):
         before = [daemon.rss_bytes for daemon in (verifier, drafter)]
         found = asyncio.run(main(verifier, drafter))
         for (name, code), count in sorted(found.items()):
