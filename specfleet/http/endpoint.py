@@ -50,6 +50,7 @@ class Endpoint:
         self._method = method
         self._guarded = guarded
         self._awaited = awaited
+        house.metrics.expect(path)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Everything ends in an answer, unless its reader is gone."""

@@ -25,6 +25,12 @@ class HttpServerMetrics:
             "http_server_handling_seconds", "Duration of requests.", labels, buckets=SECONDS, registry=registry
         )
 
+    def expect(self, route: str) -> None:
+        """Its series exist from the start, at zero."""
+        self._started.labels(route)
+        self._seconds.labels(route)
+        self._handled.labels(route, "200")
+
     @contextmanager
     def counted(self, route: str, code: Callable[[], int]) -> Iterator[None]:
         """Around one request. `route`: its pattern, never the path itself; `code`: the answer's, 0 where there is none."""
