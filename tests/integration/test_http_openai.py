@@ -331,3 +331,19 @@ def test_cancelled_tasks_free_everything(daemons: tuple[Daemon, Daemon], server:
 
     asyncio.run(main())
     wait_until_empty(daemons[0])
+
+
+def test_a_drafter_that_stops_says_so(daemons: tuple[Daemon, Daemon]) -> None:
+    """SIGTERM in the middle of a stream: what does not finish in time ends with an error, new requests reach nobody."""
+    drafter = start_drafter(daemons[0], "--drain-seconds", "1", model="ngram")
+    with running(drafter), OpenAI(base_url=base(drafter), api_key="none", max_retries=0) as client:
+        with client.completions.create(model=MODEL, prompt=PROMPT, stream=True, **LONG) as chunks:  # type: ignore[call-overload]
+            events = iter(chunks)
+            next(events)
+            drafter.process.terminate()
+            with pytest.raises(openai.APIError, match="stopping"):
+                for _ in events:
+                    pass
+        with pytest.raises(openai.APIConnectionError):
+            client.models.list()
+    wait_until_empty(daemons[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import ssl
 import subprocess
 import sys
 import urllib.request
@@ -10,7 +11,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import httpx
+import openai
 import pytest
 
 from specfleet import AuthenticationFailed, Client, ConnectionError_, PermissionDenied, QuotaExceeded, SpecfleetError
@@ -87,6 +91,32 @@ def test_all_of_it_together(secured: Secured) -> None:
         assert 8 == len(client.generate("Once upon a time", max_tokens=8, ignore_eos=True).token_ids)
     assert "tls_cert = " in secured.verifier.output
     assert "verifier_token = " in secured.drafter.output
+
+
+def test_over_http_too(secured: Secured) -> None:
+    """The OpenAI client with the same authority and the same token; without either it gets nowhere."""
+    address, tokens = secured.drafter.said("http"), secured.drafter_tokens
+    context = ssl.create_default_context(cafile=secured.certificates.ca)
+    asked: dict[str, Any] = {
+        "model": "",
+        "prompt": "Once upon a time",
+        "max_tokens": 8,
+        "extra_body": {"ignore_eos": True},
+    }
+    with httpx.Client(verify=context) as trusting:
+        for key, error in ((tokens["alice"], None), ("wrong", openai.AuthenticationError)):
+            client = openai.OpenAI(base_url=f"https://{address}/v1", api_key=key, http_client=trusting, max_retries=0)
+            if error is None:
+                reply = client.completions.create(**asked)
+                assert reply.usage is not None and 8 == reply.usage.completion_tokens
+            else:
+                with pytest.raises(error):
+                    client.completions.create(**asked)
+        assert 200 == trusting.get(f"https://{address}/ready").status_code
+        assert 401 == trusting.get(f"https://{address}/metrics").status_code
+    for base in (f"https://{address}", f"http://{address}"):
+        with pytest.raises(httpx.TransportError):
+            httpx.get(f"{base}/health")
 
 
 def test_the_command_line_brings_credentials(secured: Secured) -> None:
@@ -207,22 +237,12 @@ def test_certificates_are_renewed_while_daemons_run(secured: Secured) -> None:
 def test_plaintext_off_loopback_must_be_meant() -> None:
     """Both daemons refuse to listen and to dial in the clear beyond this machine: exit code 2, one line with the way out."""
     everywhere = ("--listen", "0.0.0.0:0", "--http", "", "--metrics", "")
+    here = ("--listen", ANY_PORT, "--http", "", "--metrics", "")
     for arguments in (
         ("verifier", "--model", str(DRAFT), *everywhere),
         ("drafter", "--model", "ngram", *everywhere),
-        (
-            "drafter",
-            "--model",
-            "ngram",
-            "--verifier",
-            "192.0.2.1:7600",
-            "--listen",
-            ANY_PORT,
-            "--http",
-            "",
-            "--metrics",
-            "",
-        ),
+        ("drafter", "--model", "ngram", "--verifier", "192.0.2.1:7600", *here),
+        ("drafter", "--model", "ngram", "--listen", ANY_PORT, "--metrics", "", "--http", "0.0.0.0:0"),
         ("generate", "x", "--server", "192.0.2.1:7700"),
     ):
         result = specfleet(*arguments)
