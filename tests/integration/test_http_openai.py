@@ -346,4 +346,5 @@ def test_a_drafter_that_stops_says_so(daemons: tuple[Daemon, Daemon]) -> None:
                     pass
         with pytest.raises(openai.APIConnectionError):
             client.models.list()
+        assert 0 == drafter.process.wait(30)
     wait_until_empty(daemons[0])
