@@ -126,7 +126,9 @@ class Fleet:
         self.policy = policy
 
         def daemon(*options: str) -> DaemonProcess:
-            process = stack.enter_context(DaemonProcess(*options, "--listen", "127.0.0.1:0", "--metrics", ""))
+            process = stack.enter_context(
+                DaemonProcess(*options, "--listen", "127.0.0.1:0", "--http", "", "--metrics", "")
+            )
             process.wait_ready(120)
             return process
 
