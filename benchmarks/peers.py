@@ -35,6 +35,7 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--streams", type=int, default=16)
     parser.add_argument("--drafters", type=int, default=4)
+    parser.add_argument("--policies", nargs="+", default=POLICIES, metavar="NAME")
     parser.add_argument("--models", type=Path, default=MODELS)
     arguments = parser.parse_args()
     report = Report("peers")
@@ -50,7 +51,7 @@ def main() -> int:
         many: dict[str, Run] = {"padded generate": batch.static_batch, "continuous batching": batch.continuous_batch}
         _try(many, skipped)
         fleets = {}
-        for policy in POLICIES:
+        for policy in arguments.policies:
             fleet = Fleet(
                 stack, target, draft, policy, PROMPTS, arguments.tokens, arguments.streams, arguments.drafters
             )

@@ -157,16 +157,20 @@ class Verifier:
 
     async def _write(self, session: Session, stream: ServerStream) -> None:
         await stream.send(await self._opened(session))
-        lane = f"session {session.number}"
-        async for message in self._messages(session):
-            if self._tracer is not None and isinstance(message, Verdict):
-                self._traced(self._tracer, message, lane)
-            try:
-                async with asyncio.timeout(self._limits.idle_seconds):
+        lane, limit, now = f"session {session.number}", self._limits.idle_seconds, asyncio.get_running_loop().time
+        patience = asyncio.timeout(None)  # one for all messages: making one for each costs half of what the codec does
+        try:
+            async with patience:
+                async for message in self._messages(session):
+                    if self._tracer is not None and isinstance(message, Verdict):
+                        self._traced(self._tracer, message, lane)
+                    patience.reschedule(now() + limit)
                     await stream.send(message)
-            except TimeoutError:
-                limit = self._limits.idle_seconds
-                raise StreamInterrupted(f"verdicts were not taken for {limit:g} s; go on behind what came") from None
+                    patience.reschedule(None)
+        except TimeoutError:
+            if not patience.expired():
+                raise
+            raise StreamInterrupted(f"verdicts were not taken for {limit:g} s; go on behind what came") from None
 
     @staticmethod
     def _traced(tracer: Tracer, verdict: Verdict, lane: str) -> None:

@@ -166,30 +166,32 @@ def _open_from_proto(proto: verification_pb2.Open) -> Open:
 
 
 def _draft_from_proto(proto: verification_pb2.Draft) -> Draft:
-    if len(proto.token_ids) > MAX_DRAFT_TOKENS:
-        raise InvalidRequest.field(
-            "token_ids", f"has {len(proto.token_ids)} tokens, a draft holds {MAX_DRAFT_TOKENS} at most"
-        )
-    q = tuple(_distribution(one) for one in proto.distributions) or None
-    if q is not None and len(q) != len(proto.token_ids):
-        raise InvalidRequest.field(
-            "distributions", f"has {len(q)} entries for {len(proto.token_ids)} tokens, must be one each"
-        )
-    for token, one in zip(proto.token_ids, q or (), strict=False):
+    tokens = tuple(proto.token_ids)
+    if len(tokens) > MAX_DRAFT_TOKENS:
+        raise InvalidRequest.field("token_ids", f"has {len(tokens)} tokens, a draft holds {MAX_DRAFT_TOKENS} at most")
+    return Draft(
+        position=proto.position,
+        tokens=tokens,
+        confirmed=proto.confirmed,
+        last=proto.last,
+        q=_distributions(proto, tokens) if proto.distributions else None,
+        draft_seconds=_seconds("draft_seconds", proto.draft_seconds),
+        survival=_survival(proto.survival, len(tokens)),
+        alternatives=_alternatives(proto) if proto.alternatives else (),
+    )
+
+
+def _distributions(proto: verification_pb2.Draft, tokens: tuple[int, ...]) -> tuple[DraftDistribution, ...]:
+    """One that holds it for each drafted token."""
+    q = tuple(_distribution(one) for one in proto.distributions)
+    if len(q) != len(tokens):
+        raise InvalidRequest.field("distributions", f"has {len(q)} entries for {len(tokens)} tokens, must be one each")
+    for token, one in zip(tokens, q, strict=True):
         if token not in one.token_ids:
             raise InvalidRequest.field(
                 "distributions", f"does not hold the drafted token {token}; it cannot come from there"
             )
-    return Draft(
-        position=proto.position,
-        tokens=tuple(proto.token_ids),
-        confirmed=proto.confirmed,
-        last=proto.last,
-        q=q,
-        draft_seconds=_seconds("draft_seconds", proto.draft_seconds),
-        survival=_survival(proto.survival, len(proto.token_ids)),
-        alternatives=_alternatives(proto) if proto.alternatives else (),
-    )
+    return q
 
 
 def _alternatives(proto: verification_pb2.Draft) -> tuple[Alternative, ...]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
-from specfleet.core.errors import InvalidRequest
-from specfleet.core.protocol import Draft, Finished, Open, Opened
+from specfleet.core.errors import DeadlineExceeded, InvalidRequest, StreamInterrupted
+from specfleet.core.protocol import Draft, Finished, Open, Opened, Verdict, VerifyRequest, VerifyResponse
 from specfleet.core.step import DraftDistribution
 from specfleet.core.types import FinishReason, SamplingParams
 from support.engine import reference
 from support.fleet import GREEDY, TABLE, fleet
 from verifier.session import Session
+from verifier.verifier import Limits
 
 
 @pytest.mark.asyncio
@@ -66,3 +68,46 @@ async def test_a_distribution_beyond_the_vocabulary_ends_its_own_stream_only(tok
                 pass
         assert reference([1, 2, 3], 40) == await asyncio.wait_for(other, 10)
         await one.quiet()
+
+
+class Reader:
+    """A drafter's stream, seen from the verifier: `told` is called with each verdict, which is not taken until it returns."""
+
+    def __init__(self, told: Callable[[], Awaitable[None]]) -> None:
+        self._messages: list[VerifyRequest] = [
+            Open(prompt=(1, 2, 3), sampling=GREEDY, vocabulary_digest=TABLE.digest())
+        ]
+        self._told = told
+
+    async def receive(self) -> VerifyRequest | None:
+        if not self._messages:
+            await asyncio.Event().wait()
+        return self._messages.pop()
+
+    async def send(self, message: VerifyResponse) -> None:
+        if isinstance(message, Verdict):
+            await self._told()
+
+
+@pytest.mark.asyncio
+async def test_verdicts_that_nobody_takes_end_their_stream() -> None:
+    """After the idle seconds, in a way that can be resumed; a slow reader within them is served to the end."""
+    async with fleet("none") as one:
+        one.verifier._limits = Limits(kv_tokens=1000, idle_seconds=0.3)
+        await asyncio.wait_for(one.verifier.serve(Reader(lambda: asyncio.sleep(0.02)), "me"), 10)
+        with pytest.raises(StreamInterrupted, match=r"verdicts were not taken for 0\.3 s"):
+            await asyncio.wait_for(one.verifier.serve(Reader(asyncio.Event().wait), "me"), 10)  # type: ignore[arg-type]
+        await one.quiet()
+
+
+@pytest.mark.asyncio
+async def test_an_error_that_is_a_timeout_is_not_taken_for_a_slow_reader() -> None:
+    """DeadlineExceeded is a TimeoutError, and stays what it is."""
+    async with fleet("none") as one:
+
+        async def late() -> None:
+            for session in one.loop._sessions.values():
+                session.outbox.put_nowait(DeadlineExceeded("out of time"))
+
+        with pytest.raises(DeadlineExceeded, match="out of time"):
+            await asyncio.wait_for(one.verifier.serve(Reader(late), "me"), 10)
