@@ -14,11 +14,13 @@ from typing import Any
 import httpx
 import pytest
 from openai import AsyncOpenAI
+from prometheus_client import CollectorRegistry
 
+from drafter.config import DrafterConfig
 from specfleet.core import errors
-from specfleet.core.errors import InternalError, Overloaded, SpecfleetError
+from specfleet.core.errors import ConfigurationError, InternalError, Overloaded, SpecfleetError
 from specfleet.core.generation import Event, GenerationRequest, Tokens
-from specfleet.http import connection, exchange
+from specfleet.http import connection, exchange, http_server
 from specfleet.http.errors import body_of, headers_of, status_of
 from specfleet.http.server import HttpServer
 from specfleet.wire.auth import Guard, TokenFile, caller
@@ -381,3 +383,25 @@ async def test_drain_finishes_what_it_can_and_tells_the_rest() -> None:
         with pytest.raises(httpx.TransportError):
             await client.get("/health")
     assert 3 == generator.closed
+
+
+@pytest.mark.asyncio
+async def test_a_daemon_without_http(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told to have none, it has none; told to have one where the extra is missing, it says what to install."""
+    config = DrafterConfig(model="ngram", http="")
+    nothing = http_server(config, CollectorRegistry(), Guard(), None)
+    await nothing.start(Counter(), str)
+    await nothing.ready(True)
+    await nothing.drain(0.0)
+    assert "off" == nothing.address
+    monkeypatch.setattr("specfleet.http.missing", lambda module: module == "uvicorn")
+    with pytest.raises(ConfigurationError, match=r"needs uvicorn: pip install 'specfleet\[http\]', or say --http ''"):
+        http_server(DrafterConfig(model="ngram", http="127.0.0.1:0"), CollectorRegistry(), Guard(), None)
+
+
+@pytest.mark.asyncio
+async def test_a_port_in_use_is_said_before_anything_takes_long() -> None:
+    """One line with the address."""
+    async with http_serving(Counter()) as server:
+        with pytest.raises(ConfigurationError, match=f"cannot listen on {server.address}: address already in use"):
+            HttpServer(server.address, CollectorRegistry(), Guard())

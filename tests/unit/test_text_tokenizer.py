@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -217,3 +219,15 @@ def test_hub_id_uses_the_snapshot(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setattr(hub, "snapshot_download", lambda name, allow_patterns: str(tmp_path))
 
     assert Tokenizer.from_folder("acme/tiny").eos_token_ids == (0,)
+
+
+@pytest.mark.parametrize("make", [byte_level, sentencepiece])
+def test_a_token_by_itself_is_what_it_adds_to_a_text(make: Callable[[], Any]) -> None:
+    """A space in front stays, special tokens have their names, part of a character is U+FFFD."""
+    tokenizer = Tokenizer.from_files(files(make()))
+    text = "the house was old, and the time was short"
+    ids = tokenizer.encode(f"x {text}", add_special_tokens=False)
+    pieces = [tokenizer.piece(one) for one in ids]
+    assert "".join(pieces).endswith(text) and any(piece.startswith(" ") for piece in pieces)
+    assert EOS == tokenizer.piece(tokenizer.encode(EOS)[-1])
+    assert "\ufffd" in tokenizer.piece(tokenizer.encode("é", add_special_tokens=False)[-1])
