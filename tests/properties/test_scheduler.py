@@ -192,9 +192,9 @@ class Events(RuleBasedStateMachine):
             grown += pages(client.computed + item.tokens, PAGE) - pages(client.computed, PAGE)
         assert grown <= self.free
         ready = [record for record in records.values() if self.ready(record)]
-        if self.pauses(plan, ready):
-            return
         fits = [record for record in ready if self.free > 0 or record.computed % PAGE]
+        if self.pauses(plan, ready, fits):
+            return
         assert bool(plan.items) == bool(fits), "a step is planned if, and only if, somebody who is ready fits"
         assert not (plan.items and plan.preempt)
         if plan.items:
@@ -212,18 +212,18 @@ class Events(RuleBasedStateMachine):
             assert plan.wake_at is None or plan.wake_at > self.now, "waking at once would be a busy loop"
             assert waiting or not records, "somebody is open, and nothing would ever happen"
 
-    def pauses(self, plan: Plan, ready: list[SessionRecord]) -> bool:
-        """Somebody is ready and nobody is served: only under `slo`, for no longer than a step's fixed part in all, and only
-        while a draft may come."""
-        if plan.items or plan.preempt or not ready or len(ready) == len(self.clients):
+    def pauses(self, plan: Plan, ready: list[SessionRecord], fits: list[SessionRecord]) -> bool:
+        """Somebody who fits is ready, and nobody is served: only under `slo`, only while a draft may come, and for no longer
+        than a step's fixed part in all."""
+        if plan.items or plan.preempt or not ready or len(ready) == len(self.clients) or self.batching != "slo":
             self.paused_at = math.inf
             return False
-        fixed = float(self.one.step_time.coefficients[0])
-        if plan.wake_at is None or plan.wake_at > self.now + fixed:
-            return False
+        limit = min(self.paused_at, self.now) + 1.001 * float(self.one.step_time.coefficients[0])
+        within = plan.wake_at is not None and self.now < plan.wake_at <= limit
+        if not within and not fits:
+            return False  # nobody fits: they wait for whoever holds the pages
+        assert within, "a pause is short"
         self.paused_at = min(self.paused_at, self.now)
-        assert self.batching == "slo"
-        assert self.now < plan.wake_at <= self.paused_at + 1.001 * fixed
         return True
 
     def ready(self, record: SessionRecord) -> bool:

@@ -143,7 +143,8 @@ async def test_every_guess_that_arrives_has_one_fate_on_the_verifier(policy: str
     assert 0 <= arrived - verified - stale <= books.discards["overtaken"]
     assert verified + stale <= arrived
     lost = books.fates["stale"] + books.fates["trimmed"] + books.discards["overtaken"]
-    assert 0 < stale <= lost
+    # Nothing need be stale where every round waits for its draft and the last verdict comes in time.
+    assert int(policy != "fixed:4") <= stale <= lost
 
 
 @pytest.mark.asyncio

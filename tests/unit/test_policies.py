@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -134,15 +133,18 @@ class World:
     sessions: tuple[SessionRecord, ...]
 
     def optimum(self) -> float:
-        """Largest sum of log goodput, by trying every joint choice: alone, draft-ahead or rounds of 1 to 16 each. Steps take
-        as long as the load makes them, and no session waits for one, since one is always under way."""
-        choices = np.array(list(itertools.product(range(33), repeat=len(self.sessions)))).T
+        """Largest utility of every joint choice: alone, draft-ahead or rounds of 1 to 16 each."""
+        return float(np.max(self.utility(np.array(list(itertools.product(range(33), repeat=len(self.sessions)))).T)))
+
+    def utility(self, choices: Vector) -> Vector:
+        """Sums of log goodput; `choices`: (sessions, joint choices), numbers as `serve` takes them. Steps take as long as the
+        load makes them, and no session waits for one, since one is always under way."""
         step = np.full(choices.shape[1], self.fixed)
         for _ in range(25):
             load = sum(self.serve(one, choice, step)[1] for one, choice in zip(self.sessions, choices, strict=True))
             step += 0.5 * (self.fixed / (1.0 - np.minimum(0.95, load)) - step)
         served = [self.serve(one, choice, step)[0] for one, choice in zip(self.sessions, choices, strict=True)]
-        return float(np.max(sum(np.log(speed) for speed in served)))
+        return np.asarray(sum(np.log(speed) for speed in served))
 
     def serve(self, one: SessionRecord, choice: Vector, step: Vector) -> tuple[Vector, Vector]:
         """Tokens and GPU-seconds per second of a session, in steps of `step` seconds. `choice`: 0 alone, 1 to 16 rounds,
@@ -165,7 +167,7 @@ class World:
         return speed, load
 
     def settle(self) -> float:
-        """Utility that the policy arrives at, deciding one session after another with a step in between."""
+        """Utility of what the policy arrives at, deciding one session after another with a step in between."""
         one = self._view(self.fixed)
         policy = FairGoodput(one, 1.0)
         step, chosen = self.fixed, {}
@@ -179,8 +181,9 @@ class World:
             step += 0.2 * (self.fixed / (1.0 - min(0.95, load)) - step)
             one.step_seconds._value = step
             policy.stepped(Outcome((), step), float(now))
-        final = [policy._held[session.session].offer for session in self.sessions]
-        return sum(math.log(offer.tokens / offer.seconds) for offer in final)
+        grants = [policy._held[session.session].offer.grant for session in self.sessions]
+        final = [[grant.length + 16 * (grant.mode is Mode.STREAM)] for grant in grants]
+        return float(self.utility(np.array(final))[0])
 
     def _view(self, step: float) -> View:
         found = view(*self.sessions, profile=StepProfile(self.fixed, self.token, self.context))
