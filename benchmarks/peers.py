@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import llama_cpp
+from benchmarks import llama_peer
 from benchmarks.common import MODELS, PROMPTS, Report, interleaved, medians
 from benchmarks.contenders import Fleet, Texts, Transformers
 
@@ -72,13 +72,13 @@ def _llama(
     stack: ExitStack, target: Path, draft: Path, single: Transformers, tokens: int, skipped: dict[str, str]
 ) -> tuple[dict[str, Run], Callable[[], dict[str, Texts]]]:
     """Its runs, and later what they wrote."""
-    reason = llama_cpp.missing()
+    reason = llama_peer.missing()
     if reason:
         skipped["llama.cpp"] = reason
         return {}, dict
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     try:
-        peer = llama_cpp.LlamaCpp(target, draft, folder, single.ids, tokens, single.eos)
+        peer = llama_peer.LlamaCpp(target, draft, folder, single.ids, tokens, single.eos)
     except (RuntimeError, ValueError, OSError) as error:
         skipped["llama.cpp"] = f"does not load the converted pair: {error}"
         return {}, dict
