@@ -39,9 +39,9 @@ SWEEPS = {
     "tokens": (1, 8, 16, 32, 64, 128, 192, 256, 384, 512),
     "context": (128, 256, 512, 768, 1024, 1536, 2016),
 }
-"""What varies: sequences of one token at context 128; new tokens of one sequence behind 128; context of eight sequences with
+"""What varies: sequences of one token at context 128; new tokens of one sequence behind 128; context of four sequences with
 one token each."""
-CONTEXT, EIGHT = 128, 8
+CONTEXT, FOUR = 128, 4
 FINISHED_BAR = 1.15
 """The last fifth of sessions against the first, outside the forward pass."""
 
@@ -109,7 +109,7 @@ def sweep(report: Report, name: str, folder: Path, rounds: int) -> list[str]:
         one = own.opened(CONTEXT)
         runs = {str(n): own.step([one], CONTEXT, n) for n in points}
     else:
-        runs = {str(n): own.step([own.opened(n) for _ in range(EIGHT)], n) for n in points}
+        runs = {str(n): own.step([own.opened(n) for _ in range(FOUR)], n) for n in points}
     progress(name)
     found = medians(interleaved(runs, rounds, warmup=2))
     own.engine.shutdown()
