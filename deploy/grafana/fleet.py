@@ -141,6 +141,24 @@ def dashboard() -> Any:
                         (rate("grpc_server_handled_total", ("grpc_code",), grpc_code="[^O].*"), "{{grpc_code}}"),
                     ),
                     lines(
+                        "HTTP requests",
+                        "Begun per second, by route.",
+                        PER_SECOND,
+                        (rate("http_server_started_total", ("http_route",)), "{{http_route}}"),
+                    ),
+                    lines(
+                        "HTTP requests that failed",
+                        "By code, per second. 500 is ours and should be zero; 499 left before there was an answer.",
+                        PER_SECOND,
+                        (rate("http_server_handled_total", ("http_code",), http_code="[45].*"), "{{http_code}}"),
+                    ),
+                    lines(
+                        "HTTP requests at a time",
+                        "Seconds of requests per second, by route.",
+                        COUNT,
+                        (rate("http_server_handling_seconds_sum", ("http_route",)), "{{http_route}}"),
+                    ),
+                    lines(
                         "Generations that changed hands",
                         "Opened anew after a loss, verifiers left by drafters, and resumed generations that verifiers let in "
                         "or refused.",

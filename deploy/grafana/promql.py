@@ -16,7 +16,7 @@ def chosen(metric: str, **labels: str) -> str:
         labels = {"instance": "$verifier", **labels}
     elif metric.startswith(DRAFTER):
         labels = {"instance": "$drafter", **labels}
-    elif metric.startswith(("grpc_", "process_")):
+    elif metric.startswith(("grpc_", "http_", "process_")):
         labels = {"job": "specfleet-(verifier|drafter)", **labels}
     return metric + "{" + ", ".join(f'{name}=~"{value}"' for name, value in labels.items()) + "}"
 

@@ -10,8 +10,11 @@ from contextlib import contextmanager
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from specfleet.observability.registry import SECONDS
+from specfleet.wire.status import TABLE
 
 LEFT = 499
+CODES = (200, LEFT, *sorted({row.http for row in TABLE} - {LEFT}))
+"""How requests end: well, with nobody there, or as the error table says."""
 
 
 class HttpServerMetrics:
@@ -29,7 +32,8 @@ class HttpServerMetrics:
         """Its series exist from the start, at zero."""
         self._started.labels(route)
         self._seconds.labels(route)
-        self._handled.labels(route, "200")
+        for code in CODES:
+            self._handled.labels(route, str(code))
 
     @contextmanager
     def counted(self, route: str, code: Callable[[], int]) -> Iterator[None]:

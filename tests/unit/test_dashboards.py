@@ -13,12 +13,13 @@ from prometheus_client import CollectorRegistry
 from deploy.grafana import generate
 from specfleet.observability.drafter import DrafterMetrics
 from specfleet.observability.grpc_server import GrpcServerMetrics
+from specfleet.observability.http_server import HttpServerMetrics
 from specfleet.observability.verifier import VerifierGauges, VerifierMetrics
 from support.metrics import Counts
 from support.pair import ROOT
 from support.prometheus import BOARDS, panels, rules
 
-METRIC = re.compile(r"\b(?:specfleet_|grpc_server_|process_)\w+")
+METRIC = re.compile(r"\b(?:specfleet_|grpc_server_|http_server_|process_)\w+")
 RECORDED = re.compile(r"\bspecfleet:\w+:\w+")
 PROCESS = {"process_resident_memory_bytes", "process_cpu_seconds_total", "process_open_fds"}
 """From prometheus-client's ProcessCollector, where there is a /proc."""
@@ -33,6 +34,7 @@ def exported() -> set[str]:
     VerifierMetrics(registry)
     DrafterMetrics(registry)
     GrpcServerMetrics(registry, ("specfleet.v1.VerificationService",))
+    HttpServerMetrics(registry).expect("/v1/completions")
     registry.register(VerifierGauges(Counts()))
     return {sample.name for family in registry.collect() for sample in family.samples} | PROCESS
 

@@ -171,10 +171,8 @@ def test_pods_have_time_to_drain_and_no_rights(kind: str, name: str) -> None:
     assert not container["securityContext"]["allowPrivilegeEscalation"] and not pod["enableServiceLinks"]
     listening = {port["name"]: port["containerPort"] for port in container["ports"]}
     flags = dict(one[2:].split("=", 1) for one in container["args"] if "=" in one)
-    assert {"grpc": f"0.0.0.0:{listening['grpc']}", "metrics": f"0.0.0.0:{listening['metrics']}"} == {
-        "grpc": flags["listen"],
-        "metrics": flags["metrics"],
-    }
+    said = {"grpc": flags["listen"], **{one: flags[one] for one in ("http", "metrics") if one in flags}}
+    assert {port: f"0.0.0.0:{number}" for port, number in listening.items()} == said
     mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
     for value in flags.values():
         if value.startswith("/"):
