@@ -166,6 +166,10 @@ def main() -> int:
     parser.add_argument("--sessions", type=int, default=1500)
     parser.add_argument("--models", type=Path, default=MODELS)
     arguments = parser.parse_args()
+    if arguments.sessions < 200:
+        parser.error(
+            f"--sessions is {arguments.sessions}, must be at least 200, for their first and last fifth to differ"
+        )
     report = Report("growth")
     folder = arguments.models / "tiny-target"
     rows = [["step against", "ms", "fixed ms", "slope us", "R2", "worst error"]]
