@@ -6,6 +6,7 @@ SPECFLEET_SCREENSHOT=FOLDER keeps what it looked like.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -80,11 +81,12 @@ def test_it_streams_and_compares(page: Any, daemons: tuple[Daemon, Daemon]) -> N
         assert PROMPT + expected.text == page.locator(f"#{name}").text_content()
     kinds = {name: page.locator(f"#with .{name}").count() for name in ("accepted", "recovered", "bonus", "target")}
     assert kinds == {name: int(page.locator(f"#n-{name}").inner_text()) for name in kinds}
-    assert 40 == sum(kinds.values()) and kinds["accepted"] == expected.speculation.accepted > 0
-    share = round(100 * expected.speculation.accepted / expected.speculation.drafted)
-    assert f"{share} %" == page.locator("#acceptance").inner_text()
+    # What drafters learn changes how far they draft the next time, so counts are held against each other.
+    assert 40 == sum(kinds.values()) and kinds["accepted"] > 0
+    said = re.search(r"(\d+) of (\d+)", page.locator("#status").inner_text())
+    assert said is not None and kinds["accepted"] == int(said[1])
+    assert f"{round(100 * int(said[1]) / int(said[2]))} %" == page.locator("#acceptance").inner_text()
     assert number(page, "ratio") == pytest.approx(number(page, "speed") / number(page, "alone"), rel=0.05)
-    assert f"{expected.speculation.accepted} of" in page.locator("#status").inner_text()
     assert page.locator("#steps .kept").count() > 5
     shoot(page, "light")
     page.emulate_media(color_scheme="dark")
