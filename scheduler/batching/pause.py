@@ -30,6 +30,8 @@ def worth_waiting(ready: Ready, waiting: Collection[SessionRecord], now: float, 
     if not waiting or len(waiting) > MOST or len(ready) > MOST:
         return None
     near = [record for record in waiting if _usual(record) < NEAR * fixed]
+    if not near:
+        return None
     coming = sorted((_comes_in(record, now), record.session, record) for record in near)
     cost = sum(_weight(record, fixed) for record in ready)
     joining = best = 0.0

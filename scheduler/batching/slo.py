@@ -57,6 +57,9 @@ class Slo:
 
     def pause(self, ready: Ready, waiting: Collection[SessionRecord], now: float) -> float | None:
         """Of all pauses before a step no longer than its fixed part; none while anybody who is ready is due."""
+        if not waiting:
+            self._paused_at = None
+            return None
         fixed, started = self._view.step_time.coefficients[0], self._paused_at
         until = None
         if not (ready.targets and ready.due_before(now + HORIZON * self._view.step_seconds.value, 1)[0]):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import pytest
 import yaml
 from dockerfile_parse import DockerfileParser
 
@@ -113,8 +114,6 @@ def copied() -> list[str]:
 def kubernetes(overlay: str) -> list[dict[str, Any]]:
     """Documents as `kubectl kustomize` makes them; skips where there is none."""
     if shutil.which("kubectl") is None:
-        import pytest
-
         pytest.skip("kubectl is not on PATH")
     program = ["kubectl", "kustomize", str(DEPLOY / "kubernetes" / overlay)]
     found = subprocess.run(program, capture_output=True, text=True, check=False)
