@@ -169,6 +169,8 @@ def _runs(flags: dict[str, Any]) -> tuple[str, list[tuple[float, Plan]]]:
             raise click.UsageError(f"--rate is {rate:g}, must be above 0 requests per second, or inf")
     if not 0.0 < speed < math.inf:
         raise click.UsageError(f"--speed is {speed:g}, must be a number above 0")
+    if recorded is None and (speed != 1.0 or longest is not None):
+        raise click.UsageError("--speed and --max-prompt-tokens are about a trace; give --trace, or leave them out")
     if recorded is not None and rates:
         raise click.UsageError("--trace says when requests come, and so does --rate; give one of them")
     if len(rates) > 1 and len(lanes) > 1:

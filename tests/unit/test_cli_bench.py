@@ -226,6 +226,8 @@ async def test_bench_interrupted_shows_what_there_is() -> None:
     [
         (("--rate", "0"), "--rate is 0, must be above 0 requests per second, or inf"),
         (("--rate", "-1"), "--rate is -1, must be above 0"),
+        (("--speed", "2"), "--speed and --max-prompt-tokens are about a trace; give --trace, or leave them out"),
+        (("--max-prompt-tokens", "64"), "--speed and --max-prompt-tokens are about a trace"),
         (("--rate", "nan"), "--rate is nan, must be above 0"),
         (("--rate", "fast"), "'fast' is not a valid float"),
         (("--concurrency", "0"), "0 is not in the range x>=1"),
