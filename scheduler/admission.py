@@ -68,7 +68,7 @@ def infeasible(
     if service.ttft_seconds is None and service.tpot_seconds is None:
         return None
     margin = 1.0 + step_time.error
-    fixed, per_token, per_cached, per_pair = (float(one) * margin for one in step_time.coefficients)
+    fixed, per_token, per_cached, per_pair = (one * margin for one in step_time.coefficients)
 
     def cost(tokens: float, length: int) -> float:
         return tokens * per_token + length * per_cached + tokens * length * per_pair

@@ -233,7 +233,7 @@ class Scheduler:
         self._view.step_seconds.observe(outcome.seconds)
         self._speculation.stepped(outcome, now)
         self._rate.observe(sum(item.committed for item in outcome.items), now)
-        self._token_cost = float(self.step_time.coefficients[1]) * self._rate.value
+        self._token_cost = self.step_time.coefficients[1] * self._rate.value
         decided, records = self._speculation.decided, self._records
         committed: dict[Identity, int] = {}
         for item in outcome.items:

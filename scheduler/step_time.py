@@ -20,6 +20,9 @@ from scheduler.profile_file import ProfileFile
 from specfleet.core.errors import ConfigurationError
 
 Vector = npt.NDArray[np.float64]
+Terms = tuple[float, float, float, float]
+"""Of fixed, per_token, per_cached, per_pair. Four plain numbers, not an array: every step asks for them a few times, and
+calling numpy for four numbers costs ten times what they do."""
 
 FORGETTING = 0.998
 RIDGE = 0.02
@@ -33,6 +36,8 @@ PACE_SHARE = 0.15
 """What a step counts in the machine's present pace."""
 SETTLED, SOLVE_EVERY = 64, 8
 """From so many steps on the fit is solved anew after every so many: each of them changes little by then."""
+PLACES = tuple((row, column) for row in range(4) for column in range(row, 4))
+"""Of a symmetric matrix, the half that is kept."""
 SUDDEN = 0.5
 """And a step that took much more or less than foretold counts as if it had been so far off (log)."""
 
@@ -57,8 +62,13 @@ class StepShape:
         return cls(tokens, cached, pairs)
 
     @property
-    def features(self) -> Vector:
-        return np.array([1.0, self.tokens, self.cached, self.pairs])
+    def features(self) -> Terms:
+        return 1.0, self.tokens, self.cached, self.pairs
+
+    def seconds(self, coefficients: Terms) -> float:
+        """What this takes where the terms cost so many seconds each."""
+        fixed, per_token, per_cached, per_pair = coefficients
+        return fixed + per_token * self.tokens + per_cached * self.cached + per_pair * self.pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +93,8 @@ class StepProfile(ProfileFile):
             raise ConfigurationError("step profile: fixed and per_token are both 0, a step must take some time")
 
     @property
-    def coefficients(self) -> Vector:
-        return np.array([self.fixed, self.per_token, self.per_cached, self.per_pair])
+    def coefficients(self) -> Terms:
+        return self.fixed, self.per_token, self.per_cached, self.per_pair
 
 
 UNPROFILED = StepProfile(fixed=0.02, per_token=1e-4, per_cached=1e-7, per_pair=1e-8, source="a guess")
@@ -101,23 +111,31 @@ class StepTimeModel:
         """Steps learnt from."""
         self._bounds = GUESS_BOUNDS if profile is UNPROFILED else BOUNDS
         # A profile may say 0 of what its machine does not show; that, too, is only believed until steps say otherwise.
-        self._unit = np.maximum(profile.coefficients, UNPROFILED.coefficients * 1e-3)
-        self._scale = np.ones(4)
+        self._unit = [
+            max(own, guess * 1e-3) for own, guess in zip(profile.coefficients, UNPROFILED.coefficients, strict=True)
+        ]
         self._pace = 0.0
         """Log of how much slower steps are at present than the fit says: who else uses the machine comes and goes faster
         than the fit forgets."""
         # Normal equations in multiples of the profile, of errors relative to each step's own time.
-        self._information = np.eye(4) * RIDGE
-        self._moment = np.ones(4) * RIDGE
+        self._information = [RIDGE if row == column else 0.0 for row, column in PLACES]
+        self._moment = [RIDGE] * 4
+        self._scale = [1.0] * 4
+        self._coefficients = self._scaled()
 
     @property
-    def coefficients(self) -> Vector:
-        """fixed, per_token, per_cached, per_pair: seconds."""
-        return self._unit * self._scale * math.exp(self._pace)
+    def coefficients(self) -> Terms:
+        """Seconds."""
+        return self._coefficients
+
+    def _scaled(self) -> Terms:
+        pace = math.exp(self._pace)
+        fixed, token, cached, pair = (unit * scale * pace for unit, scale in zip(self._unit, self._scale, strict=True))
+        return fixed, token, cached, pair
 
     def predict(self, shape: StepShape) -> float:
         """Seconds that a step of this shape will take."""
-        return float(shape.features @ self.coefficients)
+        return shape.seconds(self._coefficients)
 
     def upper(self, shape: StepShape) -> float:
         """The same with the margin that its own errors suggest."""
@@ -131,21 +149,28 @@ class StepTimeModel:
         self.error += ERROR_SHARE * (min(1.0, abs(expected / seconds - 1.0)) - self.error)
         self.observed += 1
         self._pace += PACE_SHARE * min(SUDDEN, max(-SUDDEN, math.log(seconds / expected)))
-        row = shape.features * self._unit / seconds
+        row = [one * unit / seconds for one, unit in zip(shape.features, self._unit, strict=True)]
         ridge = RIDGE * (1.0 - FORGETTING)
-        self._information = FORGETTING * self._information + np.outer(row, row) + ridge * np.eye(4)
-        self._moment = FORGETTING * self._moment + row + ridge
+        self._information = [
+            FORGETTING * old + row[i] * row[j] + (ridge if i == j else 0.0)
+            for old, (i, j) in zip(self._information, PLACES, strict=True)
+        ]
+        self._moment = [FORGETTING * old + one + ridge for old, one in zip(self._moment, row, strict=True)]
         if self.observed < SETTLED or self.observed % SOLVE_EVERY == 0:
-            self._scale = self._solve()
+            self._scale = self._solve().tolist()
+        self._coefficients = self._scaled()
 
     def _solve(self) -> Vector:
         """Least squares within bounds: what would leave them is held there, and the rest solved again without it."""
+        information, moments = np.empty((4, 4)), np.array(self._moment)
+        for (i, j), value in zip(PLACES, self._information, strict=True):
+            information[i, j] = information[j, i] = value
         held = np.zeros(4, dtype=bool)
-        scale = self._scale.copy()
+        scale = np.array(self._scale)
         while not held.all():
             free = ~held
-            moment = self._moment[free] - self._information[np.ix_(free, held)] @ scale[held]
-            scale[free] = np.linalg.solve(self._information[np.ix_(free, free)], moment)
+            moment = moments[free] - information[np.ix_(free, held)] @ scale[held]
+            scale[free] = np.linalg.solve(information[np.ix_(free, free)], moment)
             within = np.clip(scale, self._bounds[:, 0], self._bounds[:, 1])
             outside, scale = free & (within != scale), within
             if not outside.any():

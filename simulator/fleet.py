@@ -137,7 +137,7 @@ def simulate(
     tiers = {spec.identity or f"client-{number}": spec.tier for number, spec in enumerate(clients)}
     if len(tiers) < len(clients):
         raise ValueError("two clients have the same identity; give one of them as many streams instead")
-    fixed, per_token, per_cached, per_pair = map(float, profile.coefficients)
+    fixed, per_token, per_cached, per_pair = profile.coefficients
     terms = Coefficients(fixed=fixed, per_token=per_token, per_cached=per_cached, per_pair=per_pair)
     group = VerifierGroup(
         profile=terms,

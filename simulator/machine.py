@@ -164,7 +164,7 @@ class Parallel:
         return self.base.seconds(shape) / self._speedup
 
     def told(self) -> StepProfile:
-        fixed, token, cached, pair = (self.base.told().coefficients / self._speedup).tolist()
+        fixed, token, cached, pair = (one / self._speedup for one in self.base.told().coefficients)
         return StepProfile(fixed, token, cached, pair, f"{self.cards} cards")
 
     @property

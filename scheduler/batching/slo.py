@@ -191,7 +191,7 @@ class Step:
 
     def __init__(self, view: View, budget: StepBudget, now: float) -> None:
         margin = 1.0 + view.step_time.error
-        fixed, token, cached, pair = (float(one) * margin for one in view.step_time.coefficients)
+        fixed, token, cached, pair = (one * margin for one in view.step_time.coefficients)
         self._token, self._cached, self._pair = token, cached, pair
         self._budget = budget
         self._now = now

@@ -132,7 +132,7 @@ class Awc:
 
     def stepped(self, outcome: Outcome, now: float) -> None:
         step = self._view.step_seconds.value
-        self._busy = 1.0 - float(self._view.step_time.coefficients[0]) / step if step else 0.0
+        self._busy = 1.0 - self._view.step_time.coefficients[0] / step if step else 0.0
 
     def decided(self, record: SessionRecord, outcome: ItemOutcome, now: float) -> Grant:
         session = self._sessions[record.session]

@@ -98,7 +98,7 @@ class Costs:
     __slots__ = ("context", "step", "step_fixed", "token")
 
     def __init__(self, view: View) -> None:
-        self.step_fixed, self.token, self.context, _ = map(float, view.step_time.coefficients)
+        self.step_fixed, self.token, self.context, _ = view.step_time.coefficients
         self.step = view.step_seconds.value or self.step_fixed + self.token
 
 

@@ -145,7 +145,7 @@ def _steps(settings: Settings) -> None:
     shapes = {point.shape: seconds for point, seconds in measured.items()}
     profile = fit(shapes, source)
     profile.save(settings.out)
-    click.echo(_step_table(measured, profile.coefficients @ _features(measured).T))
+    click.echo(_step_table(measured, _features(measured) @ profile.coefficients))
     click.echo(
         f"\nT = {profile.fixed * 1e3:.3g} ms + {profile.per_token * 1e6:.3g} µs per token "
         f"+ {profile.per_cached * 1e9:.3g} ns per cached token + {profile.per_pair * 1e9:.3g} ns per pair"

@@ -27,7 +27,7 @@ def fit(measured: Mapping[StepShape, float], source: str = "") -> StepProfile:
 
 
 def predicted(profile: StepProfile, shape: StepShape) -> float:
-    return float(shape.features @ profile.coefficients)
+    return shape.seconds(profile.coefficients)
 
 
 def mean_error(profile: StepProfile, measured: Mapping[StepShape, float]) -> float:

@@ -218,7 +218,7 @@ class Events(RuleBasedStateMachine):
         if plan.items or plan.preempt or not ready or len(ready) == len(self.clients) or self.batching != "slo":
             self.paused_at = math.inf
             return False
-        limit = min(self.paused_at, self.now) + 1.001 * float(self.one.step_time.coefficients[0])
+        limit = min(self.paused_at, self.now) + 1.001 * self.one.step_time.coefficients[0]
         within = plan.wake_at is not None and self.now < plan.wake_at <= limit
         if not within and not fits:
             return False  # nobody fits: they wait for whoever holds the pages

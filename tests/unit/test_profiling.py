@@ -28,7 +28,7 @@ def shapes(slots: int = SLOTS, levels: tuple[int, ...] = LEVELS) -> list[StepSha
 @pytest.mark.parametrize("slots", [SLOTS, 3, 1])
 def test_the_fit_recovers_known_terms(slots: int) -> None:
     """Exact times give the terms they were made of, with as few slots as one."""
-    profile = fit({shape: float(shape.features @ TRUTH) for shape in shapes(slots)})
+    profile = fit({shape: float(np.dot(shape.features, TRUTH)) for shape in shapes(slots)})
     assert TRUTH == pytest.approx(profile.coefficients, rel=1e-6)
 
 
@@ -45,7 +45,7 @@ def test_the_fit_stands_noise() -> None:
 def test_no_term_is_negative() -> None:
     """Where less context takes longer, which no model explains, context costs nothing."""
     profile = fit({shape: 0.01 + 1e-3 * shape.tokens / (1 + 1e-4 * shape.cached) for shape in shapes()})
-    assert np.all(profile.coefficients >= 0)
+    assert min(profile.coefficients) >= 0
     assert 0 == profile.per_cached
 
 
@@ -90,7 +90,7 @@ class Clocked(FakeEngine):
 
     async def step(self, items: Sequence[StepItem]) -> list[StepResult]:
         shape = StepShape.of((len(item.tokens), len(self.texts[item.sequence])) for item in items)
-        self.now += float(shape.features @ TRUTH)
+        self.now += float(np.dot(shape.features, TRUTH))
         return await super().step(items)
 
 
