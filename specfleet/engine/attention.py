@@ -3,14 +3,16 @@
 Back ends, by name:
 
     sdpa     any device: gathers each group's pages and makes one padded scaled_dot_product_attention call per group
-    varlen   CUDA, torch >= 2.13: the kernel walks the block tables itself
+    triton   CUDA with Triton: our kernel walks the block tables itself, knows trees, and can be captured in CUDA graphs
+    varlen   CUDA, torch >= 2.13: torch's kernel walks them
 
-Both write this step's keys and values first and then read everything from the pool, so prefix hits, chunked prefill,
-verification and decoding are one case.
+`CHOICES` says which are tried where, best first. All write this step's keys and values first and then read everything from
+the pool, so prefix hits, chunked prefill, verification and decoding are one case.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,6 +21,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from specfleet.core.errors import ConfigurationError, ModelLoadError
+from specfleet.core.extras import missing
 from specfleet.core.step import PAGE_SIZE
 from specfleet.engine.batch import Group, StepBatch
 from specfleet.engine.kv_pool import KVPool, LayerShape
@@ -49,7 +52,7 @@ class AttentionContext:
     """None in a pass that only traces the calls; attention then answers zeros."""
     backend: str = "sdpa"
     splits: int | None = None
-    """1 makes `varlen` independent of the batch's composition; None lets the kernel choose."""
+    """1 makes `triton` and `varlen` independent of the batch's composition; None lets the kernel choose."""
     trace: list[AttentionCall] | None = None
     """Filled by the load-time probe."""
 
@@ -62,10 +65,30 @@ class Look(NamedTuple):
     softcap: float | None
 
 
+CHOICES = {"cuda": ("triton", "varlen", "sdpa"), "cpu": ("sdpa",)}
+"""Back ends by type of device, best first: `auto` is the first that runs the model."""
+_BACKENDS = ("sdpa", "triton", "varlen")
+
+
+def choices(backend: str, device: torch.device) -> tuple[str, ...]:
+    """The back ends to try for `backend`, best first. Raises ConfigurationError, saying what to do, if it cannot run here."""
+    if backend == "auto":
+        return CHOICES.get(device.type, ("sdpa",))
+    check_backend(backend, device)
+    return (backend,)
+
+
 def check_backend(backend: str, device: torch.device) -> None:
     """Raise ConfigurationError, saying what to do, if `backend` cannot run here."""
-    if backend not in ("sdpa", "varlen"):
-        raise ConfigurationError(f"attention backend {backend!r} is unknown; choose sdpa or varlen")
+    if backend not in _BACKENDS:
+        raise ConfigurationError(f"attention backend {backend!r} is unknown; choose {', '.join(_BACKENDS)}")
+    if backend == "triton":
+        if missing("triton"):
+            raise ConfigurationError("attention backend triton needs Triton: pip install triton; or choose sdpa")
+        if device.type != "cuda" and not _triton().interprets():
+            raise ConfigurationError(
+                f"attention backend triton needs a CUDA device, not {device}; choose sdpa (or set TRITON_INTERPRET=1, to test)"
+            )
     if backend == "varlen":
         if device.type != "cuda":
             raise ConfigurationError(f"attention backend varlen needs a CUDA device, not {device}; choose sdpa")
@@ -116,9 +139,28 @@ def paged_attention(
     pool = context.pool
     assert pool is not None
     pool.write(layer, context.batch.slots, key, value)
-    # The kernel knows causal masks only; a step with trees is a small one.
-    attend = _varlen if context.backend == "varlen" and not context.batch.trees else _sdpa
-    return attend(context, query, pool.keys[layer], pool.values[layer], look)
+    backend = context.backend
+    if backend == "varlen" and context.batch.trees:
+        backend = "sdpa"  # torch's kernel knows causal masks only; a step with trees is a small one
+    return _ATTEND[backend](context, query, pool.keys[layer], pool.values[layer], look)
+
+
+def _triton() -> Any:
+    from specfleet.engine import triton_attention  # imported where it is used: triton may be missing
+
+    return triton_attention
+
+
+def _tiled(
+    context: AttentionContext, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, look: Look
+) -> torch.Tensor:
+    kernel, batch, kv_heads = _triton(), context.batch, keys.shape[2]
+    tiles = batch.tiles(kernel.tile_queries(batch.most_queries, query.shape[1] // kv_heads))
+    splits = context.splits or kernel.splits_for(tiles.count * kv_heads, tiles.most_keys, query.device)
+    out: torch.Tensor = kernel.paged_attention(
+        query, keys, values, tiles, scale=look.scale, window=look.window, softcap=look.softcap, splits=splits
+    )
+    return out
 
 
 def _varlen(
@@ -198,6 +240,9 @@ def _attend(group: Group, query: torch.Tensor, keys: torch.Tensor, values: torch
         out = torch.matmul(torch.softmax(scores, dim=-1, dtype=torch.float32).to(v.dtype), v)
     out = out.view(members, kv_heads, share, queries, -1).permute(0, 3, 1, 2, 4)
     return out.reshape(members * queries, heads, -1)
+
+
+_ATTEND: dict[str, Callable[..., torch.Tensor]] = {"sdpa": _sdpa, "triton": _tiled, "varlen": _varlen}
 
 
 def register() -> None:

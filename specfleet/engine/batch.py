@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from specfleet.core.step import PAGE_SIZE
+from specfleet.engine.tiles import Tiles, cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +116,7 @@ class StepBatch:
         packed = _to_tensor([*tokens, *positions, *slots, *rows], device)  # one transfer
         self.token_ids, self.position_ids = packed[None, :n], packed[None, n : 2 * n]
         self.slots, self.logit_rows = packed[2 * n : 3 * n], packed[3 * n :]
+        self._tiles: dict[int, Tiles] = {}
 
     @cached_property
     def groups(self) -> list[Group]:
@@ -136,6 +138,31 @@ class StepBatch:
         """int32 (sequences, most pages), short ones filled up with page 0."""
         table = [_padded(span.pages[: span.pages_read], self.most_pages) for span in self.spans]
         return torch.tensor(table, dtype=torch.int32, device=self.device)
+
+    @cached_property
+    def places(self) -> torch.Tensor:
+        """int64 (tokens,): each token's index in its sequence's block table."""
+        return _to_tensor([place for span in self.spans for place in range(span.start, span.end)], self.device)
+
+    @cached_property
+    def pages(self) -> torch.Tensor:
+        """int64: the block tables, as far as they are read, one behind the other."""
+        return _to_tensor([page for span in self.spans for page in span.pages[: span.pages_read]], self.device)
+
+    def tiles(self, queries: int) -> Tiles:
+        """The step in tiles of up to `queries`. Made by the first layer that asks, shared by the others."""
+        found = self._tiles.get(queries)
+        if found is None:
+            table = cut([span.count for span in self.spans], [span.pages_read for span in self.spans], queries)
+            found = self._tiles[queries] = Tiles(
+                table=torch.from_numpy(table).to(self.device),
+                positions=self.position_ids[0],
+                places=self.places,
+                pages=self.pages,
+                queries=queries,
+                most_keys=self.most_pages * PAGE_SIZE,
+            )
+        return found
 
     @property
     def most_queries(self) -> int:

@@ -38,7 +38,7 @@ class EngineConfig:
     kv_cache_tokens: int = 16_384
     """Room for this many tokens in all sequences together, the prefix cache included."""
     attention: str = "auto"
-    """sdpa, varlen, or auto: varlen where it runs."""
+    """sdpa, triton, varlen, or auto: `attention.CHOICES`, the first that runs."""
     quantize: str | None = None
     """int8 or int4, for models that only draft."""
     threads: int | None = None

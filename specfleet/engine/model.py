@@ -52,8 +52,8 @@ def load(
 ) -> LoadedModel:
     """Load a folder or a Hugging Face id onto `device`.
 
-    `dtype`: float32, bfloat16, float16, or auto (float32 on the CPU, else what the checkpoint says). `backend`: sdpa, varlen,
-    or auto (varlen where it runs). `bits`: int8 or int4, for a model that only drafts. Raises ModelLoadError or
+    `dtype`: float32, bfloat16, float16, or auto (float32 on the CPU, else what the checkpoint says). `backend`: sdpa, triton,
+    varlen, or auto (`attention.CHOICES`). `bits`: int8 or int4, for a model that only drafts. Raises ModelLoadError or
     ConfigurationError, naming the value and the way out.
     """
     place = resolve_device(device)
@@ -172,9 +172,7 @@ def _adapt(
 ) -> tuple[str, list[AttentionCall], Runner]:
     """Switch `module` to our attention and make sure that it computes the same: the back end chosen, the attention calls in
     order of layers, and what runs a batch."""
-    if backend != "auto":
-        attention.check_backend(backend, device)
-    choices = [backend] if backend != "auto" else (["varlen", "sdpa"] if device.type == "cuda" else ["sdpa"])
+    choices = attention.choices(backend, device)
     size, dtype, kind = module.config.get_text_config().vocab_size, module.dtype, type(module).__name__
     probe = torch.tensor([(7919 * i + 11) % size for i in range(_PROBE_TOKENS)])
     with torch.inference_mode():

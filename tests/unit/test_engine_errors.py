@@ -195,7 +195,7 @@ def test_models_that_would_be_computed_wrongly_are_refused(
         ({"device": "tpu9"}, "device 'tpu9' is unknown"),
         ({"device": "cuda:7"}, "device 'cuda:7'"),
         ({"dtype": "int3"}, "dtype 'int3' is unknown; choose auto, float32"),
-        ({"attention": "magic"}, "attention backend 'magic' is unknown; choose sdpa or varlen"),
+        ({"attention": "magic"}, "attention backend 'magic' is unknown; choose sdpa, triton, varlen"),
         ({"attention": "varlen"}, "varlen needs a CUDA device"),
         ({"kv_cache_tokens": 3}, "kv_cache_tokens is 3, must be at least 16"),
         ({"threads": 0}, "threads is 0, must be at least 1"),
