@@ -25,6 +25,7 @@ class Request:
     service_class: str = ""
     due: float | None = None
     """Seconds after the start of the run; None: as soon as a lane is free."""
+    target_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,9 @@ class Load:
     async def _ask(self, stream: int, request: Request) -> None:
         begun = self._now() if request.due is None else request.due
         client = self._clients[stream % len(self._clients)]
-        call = client.stream(request.prompt, request.sampling, service_class=request.service_class)
+        call = client.stream(
+            request.prompt, request.sampling, service_class=request.service_class, target_only=request.target_only
+        )
         arrivals: list[Arrival] = []
         error = None
         try:

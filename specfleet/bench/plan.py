@@ -26,6 +26,7 @@ class Wanted:
     classes: tuple[str, ...] = ("",)
     sampling: SamplingParams
     """Request i's seed is this one's + i, where there is one."""
+    target_only: bool = False
 
     def request(self, number: int, prompt: str, due: float | None = None, max_tokens: int | None = None) -> Request:
         seed = self.sampling.seed
@@ -34,7 +35,7 @@ class Wanted:
             seed=None if seed is None else seed + number,
             max_tokens=max_tokens or self.sampling.max_tokens,
         )
-        return Request(prompt, sampling, self.classes[number % len(self.classes)], due)
+        return Request(prompt, sampling, self.classes[number % len(self.classes)], due, self.target_only)
 
 
 def plan(wanted: Wanted, count: int, rate: float | None = None, lanes: int | None = None) -> Plan:

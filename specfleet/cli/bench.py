@@ -104,6 +104,9 @@ LONGEST = 1_000_000
     "--slo", "classes", multiple=True, metavar="CLASS", help="Service class; repeat it and requests take them in turn."
 )
 @click.option(
+    "--target-only", is_flag=True, help="Nobody drafts for these requests: what drafting is to be compared with."
+)
+@click.option(
     "--metrics", multiple=True, metavar="HOST:PORT", help="A daemon's metrics, for what it alone knows; repeatable."
 )
 @click.option(
@@ -137,6 +140,7 @@ def command(
     \b
     specfleet bench --requests 64 --concurrency 8
     specfleet bench --server edge-1:7700 --server edge-2:7700 --prompts prompts.jsonl --rate 4
+    specfleet bench --requests 64 --target-only
     specfleet bench --rate 1 --rate 2 --rate 4 --rate 8 --slo chat --plot plots
     specfleet bench --trace azure.csv --requests 200 --speed 10 --max-prompt-tokens 1024
     specfleet bench --slo interactive --slo batch --metrics 127.0.0.1:7601 --metrics 127.0.0.1:7701 --json
@@ -195,6 +199,7 @@ def _wanted(flags: dict[str, Any], max_tokens: int) -> plans.Wanted:
     return plans.Wanted(
         prompts=read_prompts(file) if file else tuple(PROMPTS),
         classes=flags["classes"] or ("",),
+        target_only=flags["target_only"],
         sampling=SamplingParams(
             max_tokens=max_tokens if flags["max_tokens"] is None else flags["max_tokens"],
             temperature=flags["temperature"],

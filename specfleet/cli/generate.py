@@ -20,8 +20,9 @@ from specfleet.client import Stream
 @click.option("--logprobs", is_flag=True, help="Log-probability of each token; needs --json.")
 @click.option("--slo", default="", metavar="CLASS", help="Service class.")
 @click.option("--model", default="", metavar="NAME", help="Refuse to be served by another model.")
+@click.option("--target-only", is_flag=True, help="Nobody drafts for it; the text is the same.")
 @click.option("--json", "as_json", is_flag=True, help="Print one object at the end instead of the text.")
-def command(prompt: str, chat: bool, slo: str, model: str, as_json: bool, **flags: Any) -> None:
+def command(prompt: str, chat: bool, slo: str, model: str, target_only: bool, as_json: bool, **flags: Any) -> None:
     """Complete PROMPT ("-" reads it from standard input).
 
     \b
@@ -43,6 +44,7 @@ def command(prompt: str, chat: bool, slo: str, model: str, as_json: bool, **flag
             messages=messages,
             model=model,
             service_class=slo,
+            target_only=target_only,
             **sampling(flags),
         )
         with stream:

@@ -66,15 +66,13 @@ class AsyncClient:
         sampling: SamplingParams | None = None,
         *,
         messages: Sequence[Message] | None = None,
-        model: str = "",
-        service_class: str = "",
-        request_id: str = "",
         timeout: float | None = None,
         **parameters: Unpack[Parameters],
     ) -> AsyncStream:
         """A generation to iterate over; it begins with the first iteration. Use it in `async with`.
 
-        Give a prompt (text or token ids) or `messages`; `parameters` are fields of SamplingParams. Raises InvalidRequest.
+        Give a prompt (text or token ids) or `messages`; `parameters` are fields of SamplingParams, and
+        `model`, `service_class`, `request_id`, and `target_only`. Raises InvalidRequest.
         """
         self._check_open()
         request = build_request(
@@ -82,9 +80,6 @@ class AsyncClient:
             messages,
             sampling,
             parameters,
-            model=model,
-            service_class=service_class,
-            request_id=request_id,
         )
         return AsyncStream(self._by_health(), request, self._patience.within(timeout))
 
@@ -94,9 +89,6 @@ class AsyncClient:
         sampling: SamplingParams | None = None,
         *,
         messages: Sequence[Message] | None = None,
-        model: str = "",
-        service_class: str = "",
-        request_id: str = "",
         timeout: float | None = None,
         **parameters: Unpack[Parameters],
     ) -> Reply:
@@ -105,9 +97,6 @@ class AsyncClient:
             prompt,
             sampling,
             messages=messages,
-            model=model,
-            service_class=service_class,
-            request_id=request_id,
             timeout=timeout,
             **parameters,
         )
@@ -121,9 +110,6 @@ class AsyncClient:
         messages: Sequence[Message],
         sampling: SamplingParams | None = None,
         *,
-        model: str = "",
-        service_class: str = "",
-        request_id: str = "",
         timeout: float | None = None,
         **parameters: Unpack[Parameters],
     ) -> Reply:
@@ -132,9 +118,6 @@ class AsyncClient:
             None,
             sampling,
             messages=messages,
-            model=model,
-            service_class=service_class,
-            request_id=request_id,
             timeout=timeout,
             **parameters,
         )

@@ -17,7 +17,7 @@ Message = ChatMessage | Mapping[str, str]
 """A ChatMessage, or {"role": …, "content": …}."""
 
 
-class Parameters(TypedDict, total=False):
+class Sampling(TypedDict, total=False):
     """Fields of SamplingParams, given one by one."""
 
     max_tokens: int
@@ -32,15 +32,23 @@ class Parameters(TypedDict, total=False):
     logprobs: bool
 
 
+class Parameters(Sampling, total=False):
+    """And what else may be said of a request."""
+
+    model: str
+    service_class: str
+    request_id: str
+    target_only: bool
+
+
+OF_THE_REQUEST = Parameters.__optional_keys__ - Sampling.__optional_keys__
+
+
 def build_request(
     prompt: Prompt | None,
     messages: Sequence[Message] | None,
     sampling: SamplingParams | None,
     parameters: Parameters,
-    *,
-    model: str = "",
-    service_class: str = "",
-    request_id: str = "",
 ) -> GenerationRequest:
     """Raises InvalidRequest for what no server would take. `parameters` outrank `sampling`."""
     text, ids = (prompt, None) if prompt is None or isinstance(prompt, str) else (None, tuple(prompt))
@@ -49,17 +57,18 @@ def build_request(
         prompt=text,
         prompt_token_ids=ids,
         chat=None if messages is None else tuple(map(_message, messages)),
-        model=model,
-        service_class=service_class,
-        request_id=request_id or uuid.uuid4().hex,
+        model=parameters.get("model", ""),
+        service_class=parameters.get("service_class", ""),
+        request_id=parameters.get("request_id") or uuid.uuid4().hex,
+        target_only=parameters.get("target_only", False),
     )
 
 
 def _sampling(sampling: SamplingParams | None, parameters: Parameters) -> SamplingParams:
-    stop = parameters.get("stop")
-    if isinstance(stop, str):
-        parameters = {**parameters, "stop": (stop,)}
-    return replace(sampling or SamplingParams(), **parameters)  # type: ignore[arg-type]  # tuples are made of sequences
+    given = {name: value for name, value in parameters.items() if name not in OF_THE_REQUEST}
+    if isinstance(given.get("stop"), str):
+        given["stop"] = (given["stop"],)
+    return replace(sampling or SamplingParams(), **given)  # type: ignore[arg-type]  # tuples are made of sequences
 
 
 def _message(message: Message) -> ChatMessage:

@@ -127,9 +127,6 @@ class Client:
         sampling: SamplingParams | None = None,
         *,
         messages: Sequence[Message] | None = None,
-        model: str = "",
-        service_class: str = "",
-        request_id: str = "",
         timeout: float | None = None,
         **parameters: Unpack[Parameters],
     ) -> Stream:
@@ -138,9 +135,6 @@ class Client:
             prompt,
             sampling,
             messages=messages,
-            model=model,
-            service_class=service_class,
-            request_id=request_id,
             timeout=timeout,
             **parameters,
         )
@@ -152,9 +146,6 @@ class Client:
         sampling: SamplingParams | None = None,
         *,
         messages: Sequence[Message] | None = None,
-        model: str = "",
-        service_class: str = "",
-        request_id: str = "",
         timeout: float | None = None,
         **parameters: Unpack[Parameters],
     ) -> Reply:
@@ -164,9 +155,6 @@ class Client:
                 prompt,
                 sampling,
                 messages=messages,
-                model=model,
-                service_class=service_class,
-                request_id=request_id,
                 timeout=timeout,
                 **parameters,
             )
@@ -177,9 +165,6 @@ class Client:
         messages: Sequence[Message],
         sampling: SamplingParams | None = None,
         *,
-        model: str = "",
-        service_class: str = "",
-        request_id: str = "",
         timeout: float | None = None,
         **parameters: Unpack[Parameters],
     ) -> Reply:
@@ -188,9 +173,6 @@ class Client:
             None,
             sampling,
             messages=messages,
-            model=model,
-            service_class=service_class,
-            request_id=request_id,
             timeout=timeout,
             **parameters,
         )
