@@ -54,13 +54,14 @@ class AcceptancePool:
 class Acceptance:
     """The chance that a session's next drafted token is accepted, given that those before it were."""
 
-    __slots__ = ("_pool", "_sum", "_untested")
+    __slots__ = ("_pool", "_sum", "unguessed")
 
     def __init__(self, pool: AcceptancePool) -> None:
         self._pool = pool
         self._sum = Discounted(HALF_LIFE)
-        self._untested = 0
-        """Tokens without a guess that are not accounted for yet."""
+        self.unguessed = 0
+        """Tokens that went by without a guess since it was last asked: with them, what is known of the session fades into what
+        is known of all, so that whoever was hopeless once is tried again."""
 
     @property
     def rate(self) -> float:
@@ -77,17 +78,12 @@ class Acceptance:
             self.reported(accepted, tested)
             self._pool.observe(accepted, tested)
 
-    def untested(self, tokens: int) -> None:
-        """`tokens` went by without a guess: what is known of the session fades into what is known of all, so that whoever was
-        hopeless once is tried again."""
-        self._untested += tokens
-
     def _fade(self) -> None:
-        if self._untested:
-            keep = 2.0 ** (-self._untested / FADING)
+        if self.unguessed:
+            keep = 2.0 ** (-self.unguessed / FADING)
             self._sum.accepted *= keep
             self._sum.tested *= keep
-            self._untested = 0
+            self.unguessed = 0
 
     def reported(self, accepted: int, tested: int) -> None:
         """`accepted` of `tested` guesses were right, as a drafter says of its shadow guesses in LOCAL. Nobody has verified

@@ -84,6 +84,17 @@ class Ready:
         else:
             own[session] = record
 
+    def again(self, record: SessionRecord) -> None:
+        """The same for one that is here already, as after most verdicts, with a token to decode from."""
+        session, own = record.session, self._decodes.get(record.identity.name)
+        if own is None or session not in own:
+            self.add(record)
+            return
+        own[session] = own.pop(session)
+        self._records[session] = self._records.pop(session)
+        if record.due != math.inf:
+            self._dues.append((record.due, session))
+
     def discard(self, session: int) -> None:
         record = self._records.pop(session, None)
         if record is None:
@@ -121,6 +132,10 @@ class ReadyQueue:
         if self._waiting:
             self._waiting.pop(session, None)
         self._ready.add(record)
+
+    def decoded(self, record: SessionRecord) -> None:
+        """`place` for a session that was in LOCAL and stays there: it waits for nobody, so it was ready and is again."""
+        self._ready.again(record)
 
     def discard(self, session: int) -> None:
         self._ready.discard(session)

@@ -237,28 +237,39 @@ class Scheduler:
         decided, records = self._speculation.decided, self._records
         committed: dict[Identity, int] = {}
         for item in outcome.items:
-            record = records.get(item.session)
+            session, fed, _, _, tokens, _, _, _ = item
+            record = records.get(session)
             if record is None:
                 continue
             record.ready_at = now
-            tokens = item.committed
             if not tokens:
-                record.computed += item.fed
+                record.computed += fed
                 self._queue.place(record, now)
                 continue
             identity = record.identity
             committed[identity] = committed.get(identity, 0) + tokens
             record.committed(item, now)
-            self._grant(record, decided(record, item, now) if record.can_draft else LOCAL, now)
-            grants[record.session] = record.grant
+            grant = decided(record, item, now) if record.can_draft else LOCAL
+            if grant is LOCAL is record.grant:
+                self._queue.decoded(record)
+            else:
+                self._grant(record, grant, now)
+            grants[session] = record.grant
         for identity, tokens in committed.items():
             identity.committed(tokens, now)
         return grants
 
     def _shape(self, items: Iterable[PlanItem | ItemOutcome]) -> StepShape:
         """Shape of a step, before its outcome is committed. Sessions closed meanwhile no longer say how long they were."""
-        found = [(item.tokens, self._records.get(item.session)) for item in items]
-        return StepShape.of([(tokens, record.computed) for tokens, record in found if record is not None])
+        tokens = cached = pairs = 0
+        for item in items:
+            record = self._records.get(item.session)
+            if record is not None:
+                new, old = item.tokens, record.computed
+                tokens += new
+                cached += old
+                pairs += new * (old + new)
+        return StepShape(tokens, cached, pairs)
 
     def preempted(self, session: int, now: float) -> None:
         """The session's pages are gone: everything known is to be computed again."""

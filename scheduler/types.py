@@ -105,7 +105,7 @@ class SessionRecord:
         if drafted:
             self.acceptance.verified(drafted, accepted)
         elif self.can_draft:
-            self.acceptance.untested(tokens)
+            self.acceptance.unguessed += tokens
         if self.service.targets:
             self.schedule()
             self.tokens_per_verdict.observe(tokens)

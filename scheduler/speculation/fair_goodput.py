@@ -135,7 +135,7 @@ class FairGoodput:
         at_once = now - outcome.seconds - self._ended_at < AT_ONCE * outcome.seconds
         self._busy += BUSY_SHARE * (at_once - self._busy)
         self._ended_at = now
-        self._turns = -(-len(outcome.items) // DECISIONS)
+        self._turns = max(1, -(-len(outcome.items) // DECISIONS))
         load = min(BUSIEST, max(0.0, self._load))
         kappa_step = self._costs.step / (1.0 - load)
         price = kappa_step * self._earning / (1.0 + kappa_step * self._using)
@@ -146,7 +146,7 @@ class FairGoodput:
     def _govern(self, outcome: Outcome, now: float) -> None:
         """Tell the governor what the step earned, in shares of what everybody had been earning."""
         earned, decodes = 0.0, bool(outcome.items)
-        for session, fed, _, _, committed, *_ in outcome.items:
+        for session, fed, _, _, committed, _, _, _ in outcome.items:
             if fed > 1 or not committed:
                 decodes = False
                 break
@@ -157,9 +157,9 @@ class FairGoodput:
         self._governor.stepped(earned / self._shares if comparable else 0.0, len(self._view.records), comparable, now)
 
     def decided(self, record: SessionRecord, outcome: ItemOutcome, now: float) -> Grant:
-        held = self._held.get(record.session)
-        if self._turns > 1 and held is not None and (record.session + self._steps) % self._turns:
-            return self._granted(held.wished, held.paced)
+        if (record.session + self._steps) % self._turns:
+            held = self._held[record.session]
+            return held.wished.grant if self._governor.drafting or held.paced else LOCAL
         grant = self._choose(record, now)
         if record.interval:
             self._governor.verdict(record.interval, self._held[record.session].wished.settles)

@@ -120,7 +120,7 @@ def test_what_is_not_tested_fades_into_the_pool() -> None:
     for _ in range(64):
         hopeless.reported(0, 1)
     before = hopeless.rate
-    hopeless.untested(512)
+    hopeless.unguessed += 512
     assert before < hopeless.rate < 0.5 * pool.rate
-    hopeless.untested(8192)
+    hopeless.unguessed += 8192
     assert pool.rate == pytest.approx(hopeless.rate, abs=0.01)
