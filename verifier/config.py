@@ -100,8 +100,10 @@ class VerifierConfig(DaemonConfig):
     """Name of the served model in requests and figures; the last part of its path by default."""
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads of the model; 0 takes half of the cores, for threads that spin and everything else disturb each other."""
-    kv_cache_tokens: Annotated[int, Field(ge=64)] = 16384
-    """Tokens the KV cache holds, over all sessions."""
+    kv_cache_tokens: Annotated[int, Field(ge=64)] | None = None
+    """Tokens the KV cache holds, over all sessions; by default what a GPU has free, and 16384 on the CPU."""
+    cuda_graphs: bool = True
+    """On a GPU with Triton, record steps of up to 64 sessions at start and replay them: no Python in a step's forward pass."""
     max_step_tokens: Annotated[int, Field(ge=16)] = 512
     """Most tokens in one step; longer prompts are prefilled in chunks."""
     max_sessions: Annotated[int, Field(ge=1)] = 256

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sys
 import time
 from contextlib import AsyncExitStack
 from importlib import metadata
@@ -116,9 +117,21 @@ def _engine(config: VerifierConfig, tracer: Tracer | None) -> TorchEngine:
             threads=config.threads or max(1, (os.cpu_count() or 2) // 2),
             seed=config.seed,
             deterministic=config.deterministic,
+            graphs=None if config.cuda_graphs else False,
         ),
         tracer=tracer,
+        progress=_captured,
     )
+
+
+def _captured(done: int, total: int) -> None:
+    """How far the capture of CUDA graphs is: a bar where somebody watches, a line in the log where nobody does."""
+    if sys.stderr.isatty():
+        bar = "#" * (30 * done // total)
+        sys.stderr.write(f"\rCUDA graphs [{bar:30}] {done}/{total}" + ("\n" if done == total else ""))
+        sys.stderr.flush()
+    elif done == total:
+        log.info("captured CUDA graphs", extra={"graphs": total})
 
 
 def _scheduler_config(config: VerifierConfig) -> SchedulerConfig:

@@ -11,18 +11,24 @@ from dataclasses import dataclass
 
 import torch
 
-from specfleet.core.errors import ConfigurationError, InvalidRequest, Overloaded, PromptTooLong
+from specfleet.core.errors import ConfigurationError, InvalidRequest, Overloaded
 from specfleet.core.step import PAGE_SIZE, Alternative, StepItem, StepResult, Stop
 from specfleet.core.trace import Phase, Tracer
 from specfleet.engine.attention import AttentionContext
 from specfleet.engine.batch import Span, StepBatch, fixed_passes
+from specfleet.engine.buckets import Bucket, buckets
+from specfleet.engine.checks import check_item
 from specfleet.engine.choose import Choice, Chooser
+from specfleet.engine.graphs import CudaCapture, Graphs, Progress, again
 from specfleet.engine.kv_pool import KVPool
+from specfleet.engine.memory import default_pages
 from specfleet.engine.model import LoadedModel, load
 from specfleet.engine.pages import PageCounters, PageTable
 
 _FIXED_TOKENS = 64
 """Tokens of a deterministic pass."""
+_GRAPH_SEQUENCES, _GRAPH_TOKENS = 64, 512
+"""The largest steps that run as graphs; larger ones have enough to do for launches not to matter."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +41,9 @@ class EngineConfig:
     """cpu, cuda or cuda:N."""
     dtype: str = "auto"
     """float32, bfloat16, float16, or auto: float32 on the CPU, else the checkpoint's."""
-    kv_cache_tokens: int = 16_384
-    """Room for this many tokens in all sequences together, the prefix cache included."""
+    kv_cache_tokens: int | None = None
+    """Room for this many tokens in all sequences together, the prefix cache included; None takes what a GPU has free, and
+    16,384 on the CPU."""
     attention: str = "auto"
     """sdpa, triton, varlen, or auto: `attention.CHOICES`, the first that runs."""
     quantize: str | None = None
@@ -48,16 +55,15 @@ class EngineConfig:
     deterministic: bool = False
     """Compute in passes of one shape (64 tokens) and, with varlen, without splitting keys: a token's logits then depend
     less, on most kernels not at all, on what else is in the step. Costs a pass of 64 tokens for every step."""
+    graphs: bool | None = None
+    """Run steps of up to 64 sequences and 512 tokens from CUDA graphs, captured at start. None: on CUDA with attention triton.
+    True where there is no CUDA pads and buffers in the same way, and captures nothing: for tests."""
 
     def __post_init__(self) -> None:
-        if self.kv_cache_tokens < PAGE_SIZE:
+        if self.kv_cache_tokens is not None and self.kv_cache_tokens < PAGE_SIZE:
             raise ConfigurationError(f"kv_cache_tokens is {self.kv_cache_tokens}, must be at least {PAGE_SIZE}")
         if self.threads is not None and self.threads < 1:
             raise ConfigurationError(f"threads is {self.threads}, must be at least 1")
-
-    @property
-    def pages(self) -> int:
-        return self.kv_cache_tokens // PAGE_SIZE
 
 
 @dataclass(slots=True)
@@ -76,22 +82,64 @@ class TorchEngine:
     """`specfleet.core.step.Engine` on torch. Between steps its methods are quick and may be called from any thread; while a
     step runs they wait for it. A step that was cancelled while it ran has still taken effect."""
 
-    def __init__(self, config: EngineConfig, model: LoadedModel | None = None, tracer: Tracer | None = None) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        model: LoadedModel | None = None,
+        tracer: Tracer | None = None,
+        progress: Progress | None = None,
+    ) -> None:
         """Load `config.model` (or take `model`, already loaded). Raises ModelLoadError or ConfigurationError. `tracer`: told
-        what the parts of a step took; on a GPU each is waited for then."""
+        what the parts of a step took; on a GPU each is waited for then. `progress`: told of the capture of graphs."""
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         self.config = config
         self.model = model or load(config.model, config.device, config.dtype, config.attention, config.quantize)
         self.counters = EngineCounters()
         self._tracer = tracer
-        self._pages = PageTable(config.pages)
-        scratch = _FIXED_TOKENS // PAGE_SIZE if config.deterministic else 0
-        self._scratch = range(config.pages, config.pages + scratch)  # pages that only padding writes to
-        self._pool = KVPool(self.model.layers, config.pages + scratch, self.model.dtype, self.model.device)
+        shapes = self._graph_shapes()
+        if config.kv_cache_tokens is None:
+            pages = default_pages(self.model.layers, self.model.dtype, self.model.device)
+        else:
+            pages = config.kv_cache_tokens // PAGE_SIZE
+        self._pages = PageTable(pages)
+        scratch = max((bucket.scratch_pages for bucket in shapes), default=0)
+        if config.deterministic:
+            scratch = max(scratch, _FIXED_TOKENS // PAGE_SIZE)
+        self._scratch = range(pages, pages + scratch)  # pages that only padding writes to
+        self._pool = KVPool(self.model.layers, pages + scratch, self.model.dtype, self.model.device)
+        self._splits = 1 if config.deterministic else None
+        self._graphs = self._capture(shapes, progress) if shapes else None
         self._chooser = Chooser(self.model.device, config.seed, tracer)
         self._lock = threading.Lock()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="specfleet-engine")
+
+    def _graph_shapes(self) -> list[Bucket]:
+        """Of the steps that run as graphs; none where graphs are off. Raises ConfigurationError where they cannot be on."""
+        captures, backend = self.model.device.type == "cuda", self.model.backend
+        wanted = self.config.graphs
+        if wanted and captures and backend != "triton":
+            raise ConfigurationError(f"graphs need attention triton, not {backend}; choose triton, or no graphs")
+        if not (captures and backend == "triton" if wanted is None else wanted):
+            return []
+        if self.config.deterministic:
+            return [Bucket(_FIXED_TOKENS, _FIXED_TOKENS)]
+        return buckets(_GRAPH_SEQUENCES, min(_GRAPH_TOKENS, self.model.context_length))
+
+    @torch.inference_mode()
+    def _capture(self, shapes: list[Bucket], progress: Progress | None) -> Graphs:
+        model = self.model
+        return Graphs(
+            model.run,
+            shapes,
+            self._pool,
+            self._scratch,
+            model.backend,
+            model.context_length,
+            CudaCapture(model.device) if model.device.type == "cuda" else again,
+            self._splits,
+            progress,
+        )
 
     # Room ----------------------------------------------------------------------------------------------------------
 
@@ -212,7 +260,7 @@ class TorchEngine:
     @torch.inference_mode()
     def forward(self, items: Sequence[StepItem]) -> torch.Tensor:
         """The lower half of a step: compute all tokens, drafts included, and keep them. Logits of the last draft + 1 tokens
-        of each sampling item and then of its alternatives, float32 (rows, vocabulary), in order."""
+        of each sampling item and then of its alternatives, float32 (rows, vocabulary), in order; good until the next step."""
         with self._lock:
             self._check(items)
             return self._forward(items)
@@ -230,17 +278,21 @@ class TorchEngine:
             spans.append(Span(tokens, start, pages, rows, [first + one.offset for one in item.alternatives]))
         self._pool.copy(copies)
         if not self.config.deterministic:
-            return self._run(StepBatch(spans, self.model.device))
-        passes = fixed_passes(spans, _FIXED_TOKENS, self._scratch)
-        return torch.cat([self._run(StepBatch(part, self.model.device)) for part in passes])
+            return self._run(spans)
+        # Cloned: a graph's next replay writes to the same memory.
+        return torch.cat([self._run(part).clone() for part in fixed_passes(spans, _FIXED_TOKENS, self._scratch)])
 
-    def _run(self, batch: StepBatch) -> torch.Tensor:
-        context = AttentionContext(batch, self._pool, self.model.backend, 1 if self.config.deterministic else None)
+    def _run(self, spans: Sequence[Span]) -> torch.Tensor:
+        replay = self._graphs.fill(spans) if self._graphs else None
+        batch = StepBatch(spans, self.model.device) if replay is None else None
         self._mark(Phase.BUILD)
         began = time.perf_counter()
-        logits = self.model.run(context)
+        if replay is not None:
+            logits = replay()
+        else:
+            logits = self.model.run(AttentionContext(batch, self._pool, self.model.backend, self._splits))
         self.counters.forward_seconds += time.perf_counter() - began
-        self.counters.tokens += batch.tokens
+        self.counters.tokens += sum(span.count for span in spans)
         self._mark(Phase.FORWARD)
         return logits
 
@@ -284,7 +336,7 @@ class TorchEngine:
         if len({item.sequence for item in items}) < len(items):
             raise InvalidRequest("a sequence is twice in one step; merge its tokens into one item")
         for item in items:
-            self._check_item(item)
+            check_item(item, self._pages.length(item.sequence), self.model)
         needed = sum(
             self._pages.pages_needed(item.sequence, len(item.tokens) + len(item.alternatives)) for item in items
         )
@@ -293,46 +345,3 @@ class TorchEngine:
                 f"the step needs {needed} KV pages and {self.free_pages} of {self.total_pages} are free; "
                 "close or truncate sequences, or raise kv_cache_tokens"
             )
-
-    def _check_item(self, item: StepItem) -> None:
-        name = f"sequence {item.sequence}"
-        limit = self.model.vocabulary_size
-        if not 0 <= item.draft < len(item.tokens):
-            raise InvalidRequest(f"{name}: {len(item.tokens)} tokens with {item.draft} drafted; one must be no draft")
-        if not 0 <= min(item.tokens) <= max(item.tokens) < limit:
-            raise InvalidRequest(f"{name}: token ids must be from 0 to {limit - 1}")
-        end = self._pages.length(item.sequence) + len(item.tokens)
-        if end > self.model.context_length:
-            raise PromptTooLong(f"{name}: {end} tokens do not fit the model's context of {self.model.context_length}")
-        if item.score and not item.sampling.match_rule:
-            raise InvalidRequest(f"{name}: without a seed there is no one token that this model would have chosen")
-        if item.alternatives:
-            self._check_alternatives(item, name)
-        if not item.sample or item.want_q:
-            if item.draft:
-                raise InvalidRequest(f"{name}: drafted tokens need sample=True and want_q=False")
-        elif item.draft and not item.sampling.match_rule:
-            self._check_q(item, name)
-
-    def _check_alternatives(self, item: StepItem, name: str) -> None:
-        if not item.sample or item.score or not item.sampling.match_rule:
-            raise InvalidRequest(f"{name}: alternatives are for drafts that are verified by the match rule")
-        limit = self.model.vocabulary_size
-        for offset, token in item.alternatives:
-            if not (0 <= offset < item.draft and 0 <= token < limit):
-                raise InvalidRequest(
-                    f"{name}: alternative {token} to drafted token {offset} of {item.draft}, counted from 0; token ids "
-                    f"must be from 0 to {limit - 1}"
-                )
-
-    def _check_q(self, item: StepItem, name: str) -> None:
-        q = item.q or ()
-        if len(q) != item.draft:
-            raise InvalidRequest(f"{name}: {item.draft} drafted tokens need as many distributions q, not {len(q)}")
-        for entry in q:
-            if len(entry.token_ids) != len(entry.probabilities):
-                raise InvalidRequest(
-                    f"{name}: q has {len(entry.token_ids)} ids and {len(entry.probabilities)} probabilities"
-                )
-            if any(not 0 <= token < self.model.vocabulary_size for token in entry.token_ids):
-                raise InvalidRequest(f"{name}: token ids of q must be from 0 to {self.model.vocabulary_size - 1}")
