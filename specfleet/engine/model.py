@@ -19,7 +19,7 @@ from specfleet.core.errors import ConfigurationError, ModelLoadError
 from specfleet.engine import attention, quantize
 from specfleet.engine.attention import AttentionCall, AttentionContext
 from specfleet.engine.batch import Span, StepBatch
-from specfleet.engine.fuse import KINDS, FusedDecoder, can_fuse, can_pack, pack_linears
+from specfleet.engine.fuse import KINDS, DenseLinear, FusedDecoder, can_fuse, can_pack, pack_linears
 from specfleet.engine.kv_pool import KVPool, LayerShape
 
 _PROBE_TOKENS = 24
@@ -216,9 +216,9 @@ def _probe(run: Runner, tokens: torch.Tensor, pool: KVPool, backend: str) -> tor
 
 def _make_runner(module: Any, windows: list[int | None], bits: str | None) -> Runner:
     """The fastest way to run `module` here: fused, with packed weights, or as it is."""
+    if can_fuse(module) and (can_pack(module) or not bits):
+        return FusedDecoder(module, windows, KINDS[bits] if can_pack(module) else DenseLinear)
     if can_pack(module):
-        if can_fuse(module):
-            return FusedDecoder(module, windows, KINDS[bits])
         pack_linears(module, KINDS[bits])
     elif bits:
         quantize.on_device(bits, module)
