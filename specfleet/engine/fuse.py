@@ -9,7 +9,7 @@ What makes a small batch slow in float32 on a CPU (one thread of an EPYC, weight
 `pack_linears` is for any model: every plain `nn.Linear` gets packed weights. `FusedDecoder` is for the Llama family: it also
 leaves transformers' Python behind, since at this size calling forty modules a layer costs as much as the arithmetic; elsewhere
 than in float32 on a CPU its products are plain (`DenseLinear`), and what counts is fewer kernels: a third of transformers'.
-Which one applies is decided by exact class; `model.load` compares logits with the stock model afterwards, whatever was replaced.
+Which one applies is decided by exact class; `model.load` compares logits with the stock model afterwards in any case.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class PackedLinear(nn.Module):
 
 
 class DenseLinear(nn.Module):
-    """y = x A^T + b as torch does it, on any device in any dtype; several linear layers of one input may be stacked into one."""
+    """y = x A^T + b as torch does it, on any device, in any dtype; several linear layers of one input may be stacked."""
 
     def __init__(self, *linears: nn.Linear) -> None:
         super().__init__()
