@@ -3,21 +3,44 @@
 from __future__ import annotations
 
 import math
+import statistics
+from collections import deque
 from dataclasses import dataclass, field
 
 from scheduler.estimators import Smoothed
 
 SHARE = 0.1
 """What a new observation counts."""
+NEWEST = 9
+"""Observations of which the middle one is believed: one slow moment among them says nothing."""
+FORGIVEN_SECONDS = 30.0
+"""After which a speed that nobody has measured since is believed to be twice as high: whoever was slow once, and therefore
+was not asked to draft any more, would never be found to be fast again."""
 UNKNOWN_LEAST, HIGHEST_LEAST = 0.05, 0.5
 """Least survival before anything was measured, and at most: a slow moment must not end drafting."""
 
 
+class Middle:
+    """The median of the newest observations; 0 while there are none."""
+
+    __slots__ = ("_newest", "observed_at", "value")
+
+    def __init__(self) -> None:
+        self._newest: deque[float] = deque(maxlen=NEWEST)
+        self.value = 0.0
+        self.observed_at = 0.0
+
+    def observe(self, value: float, now: float) -> None:
+        if 0.0 < value < math.inf:
+            self._newest.append(value)
+            self.value, self.observed_at = statistics.median(self._newest), now
+
+
 @dataclass(slots=True)
 class Pace:
-    draft_seconds: Smoothed = field(default_factory=lambda: Smoothed(SHARE))
+    draft_seconds: Middle = field(default_factory=Middle)
     """Per drafted token."""
-    round_trip: Smoothed = field(default_factory=lambda: Smoothed(SHARE))
+    round_trip: Middle = field(default_factory=Middle)
     """To the verifier and back, without what happens there."""
     step_seconds: Smoothed = field(default_factory=lambda: Smoothed(SHARE))
     """Between two verdicts for which the verifier did not wait."""
@@ -25,6 +48,11 @@ class Pace:
     """Between two verdicts for which it did."""
     round_tokens: Smoothed = field(default_factory=lambda: Smoothed(SHARE))
     """What such a verdict committed."""
+
+    def told_draft_seconds(self, now: float) -> float:
+        """What to tell the verifier; 0 while it is not known."""
+        drafting = self.draft_seconds
+        return float(drafting.value * 0.5 ** (max(0.0, now - drafting.observed_at) / FORGIVEN_SECONDS))
 
     @property
     def lead(self) -> int:

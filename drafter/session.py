@@ -107,6 +107,8 @@ class DraftingSession:
         self._sent_at = 0.0
         self._spent = 0.0
         """Seconds of drafting since the last message."""
+        self._begun = False
+        """The speculator has computed the prompt."""
         self._mute = False
         """Drafting failed; every round is answered with an empty draft from now on."""
         self._changed = asyncio.Event()
@@ -120,7 +122,7 @@ class DraftingSession:
             await stream.send(self._opening)
             opened = await self._first(stream)
             away = max(0.0, self._clock() - asked - opened.waited_seconds)
-            self._pace.round_trip.observe(away)
+            self._pace.round_trip.observe(away, self._clock())
             self._observer.network(away)
             self._take_grant(opened.grant)
             drafting = asyncio.create_task(self._draft(stream))
@@ -234,7 +236,7 @@ class DraftingSession:
             return
         if matches is None:
             return
-        pace = self._pace.draft_seconds.value
+        pace = self._pace.told_draft_seconds(self._clock())
         await stream.send(
             Shadow(position=len(text), tested=SHADOW_TOKENS, accepted=matches, draft_seconds_per_token=pace)
         )
@@ -278,7 +280,10 @@ class DraftingSession:
         return min(MOST_AHEAD, self._length + 1 + (lead or self._length))
 
     async def _extend(self, drafting: Drafting, wanted: int) -> bool:
-        """Guess `wanted` more tokens, or fewer; False if there is nothing to go by."""
+        """Guess `wanted` more tokens, or fewer; False if there is nothing to go by. The first one is made alone: it takes the
+        time of the whole prompt, which says nothing of how fast guesses are."""
+        begun, self._begun = self._begun, True
+        wanted = wanted if begun else 1
         branch, ahead = self._branch, not self._unanswered
         base, place, version, start = branch.end, len(branch.ahead), branch.version, self._clock()
         try:
@@ -290,8 +295,8 @@ class DraftingSession:
             return False
         seconds = self._clock() - start
         self._spent += seconds
-        if guesses:
-            self._pace.draft_seconds.observe(seconds / len(guesses))
+        if guesses and begun:
+            self._pace.draft_seconds.observe(seconds / len(guesses), self._clock())
         guesses = self._ledger.drafted(guesses, place, seconds, ahead)
         kept = branch.land(base, version, guesses)
         self._ledger.discard("overtaken", guesses[: len(guesses) - kept])

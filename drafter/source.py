@@ -83,7 +83,9 @@ class Drafter:
     def _session(self, opening: Open) -> DraftingSession:
         pace = self._pace
         opening = replace(
-            opening, draft_seconds_per_token=pace.draft_seconds.value, round_trip_seconds=pace.round_trip.value
+            opening,
+            draft_seconds_per_token=pace.told_draft_seconds(self._clock()),
+            round_trip_seconds=pace.round_trip.value,
         )
         return DraftingSession(
             opening,

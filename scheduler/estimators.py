@@ -115,6 +115,11 @@ class Smoothed:
     def value(self) -> float:
         return self._value
 
+    def at_most(self, value: float) -> None:
+        """It cannot be more than that."""
+        if not self._value or value < self._value:
+            self.observe(value)
+
     def observe(self, value: float) -> None:
         if not 0.0 < value < math.inf:
             return

@@ -149,6 +149,7 @@ class Scheduler:
             draft_seconds=Smoothed(ESTIMATE_SHARE, draft_seconds),
             round_trip=Smoothed(ESTIMATE_SHARE, round_trip),
         )
+        record.told.append((known, now))
         if service.targets:
             record.schedule()
         self._records[session] = record
@@ -165,15 +166,21 @@ class Scheduler:
         tokens: int = 0,
         seconds: float = 0.0,
         alternatives: int = 0,
+        confirmed: int = 0,
     ) -> None:
         """`pending` drafted tokens now wait behind the session's text, with `alternatives` beside them; `complete` if no more
-        will come. The message that said so brought `tokens` tokens, drafted in `seconds`."""
+        will come. The message that said so brought `tokens` tokens, drafted in `seconds` by one who knew `confirmed` tokens
+        of the text."""
         record = self._records[session]
         waited = record.waits
+        if tokens and record.drafts:  # a session's first draft has taken the time of its whole prompt
+            record.draft_seconds.observe(seconds / tokens)
+        heard = record.heard(confirmed)
         if waited and complete and record.told_at:
             record.round_trip.observe(now - record.told_at - seconds)
-        if tokens:
-            record.draft_seconds.observe(seconds / tokens)
+        elif heard is not None:
+            record.round_trip.at_most(now - heard)
+        record.drafts = record.drafts or tokens > 0
         was_ready = not waited or now >= record.draft_deadline
         record.drafted, record.draft_complete, record.alternatives = pending, complete, alternatives
         if not was_ready:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -12,6 +13,8 @@ from specfleet.core.types import BEST_EFFORT, LOCAL, Grant, Mode, ServiceClass
 
 ESTIMATE_SHARE = 0.2
 """What a new observation of drafting speed or round trip counts."""
+MOST_TOLD = 64
+"""Verdicts on their way to a drafter and back."""
 YIELD_SHARE = 0.1
 """What a new verdict counts in a session's tokens per verdict."""
 
@@ -44,6 +47,10 @@ class SessionRecord:
     """When its last verdict was handed out."""
     interval: float = 0.0
     """Seconds between its last two verdicts."""
+    drafts: bool = False
+    """Its drafter has sent something."""
+    told: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=MOST_TOLD))
+    """Length of the text, and when it was told, for the verdicts of which its drafter has shown no sign yet."""
     draft_deadline: float = 0.0
     """In ROUND: when to stop waiting for the draft."""
     acceptance: Acceptance = field(default_factory=lambda: Acceptance(AcceptancePool()))
@@ -91,6 +98,13 @@ class SessionRecord:
         """What its tokens count against others'."""
         return self.identity.share.weight * self.service.weight
 
+    def heard(self, confirmed: int) -> float | None:
+        """Its drafter knows of `confirmed` tokens: when it was told the newest of them, if that is news."""
+        told, at = self.told, None
+        while told and told[0][0] <= confirmed:
+            at = told.popleft()[1]
+        return at
+
     def committed(self, item: ItemOutcome, now: float) -> None:
         """Count what a verdict brought."""
         _, _, drafted, accepted, tokens, pending, alternatives, waiting = item
@@ -99,6 +113,8 @@ class SessionRecord:
         self.drafted, self.alternatives, self.draft_complete = pending, waiting, False
         self.interval = now - self.told_at if self.told_at else 0.0
         self.told_at = now
+        if self.can_draft:
+            self.told.append((self.known, now))
         self.emitted += tokens
         if self.first_at is None:
             self.first_at = now

@@ -241,7 +241,9 @@ class Device:
             links.append(link)
             self._links[link] = None
             opening = replace(
-                opening, draft_seconds_per_token=pace.draft_seconds.value, round_trip_seconds=pace.round_trip.value
+                opening,
+                draft_seconds_per_token=pace.told_draft_seconds(self._clock()),
+                round_trip_seconds=pace.round_trip.value,
             )
             return DraftingSession(
                 opening, link, drafting, self._clock, pace=pace, ahead=self._ahead, early=self._early

@@ -69,6 +69,7 @@ async def _serve(config: VerifierConfig) -> int:
         tokenizer = Tokenizer.from_folder(config.model)
         engine = _engine(config, tracer)
         stack.callback(engine.shutdown)
+        engine.warm_up()
         observer = VerifierMetrics(registry, ("", *(one.name for one in config.service_class)))
         if config.vllm_metrics:
             registry.register(VllmNames(observer, config.name or Path(config.model).name))

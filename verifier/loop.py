@@ -108,6 +108,7 @@ class BatchLoop:
                 tokens=len(draft.tokens),
                 seconds=draft.draft_seconds,
                 alternatives=session.alternatives,
+                confirmed=draft.confirmed,
             )
             self._wake.set()
         elif session not in self._arrivals:

@@ -91,6 +91,7 @@ class Governor:
         """Seconds until drafting is what it is going to be."""
         self._last: float | None = None
         """End of the last step, while sessions are open."""
+        self._left_at = 0.0
         self._counted_from = 0.0
         self._earned = self._seconds = 0.0
         self._before = Smoothed(BEFORE_SHARE)
@@ -110,6 +111,8 @@ class Governor:
 
     def idle(self) -> None:
         """Nobody is there: the time until somebody comes says nothing."""
+        if self._last is not None:
+            self._left_at = self._last
         self._last = None
         self._present = False
 
@@ -118,6 +121,9 @@ class Governor:
         policy wants."""
         size = self._sized(math.log2(max(1, sessions)))
         last, self._last = self._last, now
+        if not self._present and size == self._size and size in self._crowds:
+            self._resume(now)
+            return
         if size != self._size or not self._present:
             self._begin(size, now)
             return
@@ -152,6 +158,13 @@ class Governor:
             self._crowds[size] = Crowd(drafting, trial_at=now + (FIRST_TRIAL if drafting else QUIET) * self.window)
         self._before, self._tried = Smoothed(BEFORE_SHARE), 0.0
         self._open(self._crowds[size].drafting, now)
+
+    def _resume(self, now: float) -> None:
+        """The same crowd is back, and goes on where it was: who asks for little at a time would never see a window's end."""
+        gap = now - self._left_at
+        self._present = True
+        self._counted_from += gap
+        self._crowds[self._size].trial_at += gap
 
     def _guess(self, size: int) -> bool:
         """Whether a crowd of unknown habits drafts: the more there are, the less it pays. So does one half as large where that

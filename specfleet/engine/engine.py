@@ -14,6 +14,7 @@ import torch
 from specfleet.core.errors import ConfigurationError, InvalidRequest, Overloaded
 from specfleet.core.step import PAGE_SIZE, Alternative, StepItem, StepResult, Stop
 from specfleet.core.trace import Phase, Tracer
+from specfleet.core.types import SamplingParams
 from specfleet.engine.attention import AttentionContext
 from specfleet.engine.batch import Span, StepBatch, fixed_passes
 from specfleet.engine.buckets import Bucket, buckets
@@ -29,6 +30,9 @@ _FIXED_TOKENS = 64
 """Tokens of a deterministic pass."""
 _GRAPH_SEQUENCES, _GRAPH_TOKENS = 64, 512
 """The largest steps that run as graphs; larger ones have enough to do for launches not to matter."""
+
+_WARM_UPS, _WARM_UP_TOKENS = 2, 6
+"""Times over, and length of a prompt that stays within a page, so that nothing of it is cached."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,6 +199,20 @@ class TorchEngine:
         """Recount all pages; raises InternalError at the first difference."""
         with self._lock:
             self._pages.check_integrity()
+
+    def warm_up(self) -> None:
+        """Run a few small steps and forget them. A back end's first ones take many times as long as all others: nobody should
+        wait for them, nor take them for the machine's pace. Raises what steps raise."""
+        greedy, sequence = SamplingParams(temperature=0.0), -1
+        self.open(sequence, range(_WARM_UP_TOKENS))
+        try:
+            for _ in range(_WARM_UPS):
+                for tokens, drafted in ((_WARM_UP_TOKENS, 0), (1, 0), (1, 0), (5, 4)):
+                    self.step_sync([StepItem(sequence, range(tokens), greedy, draft=drafted)])
+                self.truncate(sequence, 0)
+        finally:
+            self.close(sequence)
+            self.counters, self._pages.counters = EngineCounters(), PageCounters()
 
     def shutdown(self) -> None:
         """Wait for the step that is running and end the engine's thread."""
