@@ -19,13 +19,14 @@ That is a model. Whether drafting pays at all is also measured (governor.py), an
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from scheduler.batching.pause import NEAR
-from scheduler.speculation.governor import Governor
+from scheduler.speculation.governor import Governor, Way
 from scheduler.types import ItemOutcome, Outcome, SessionRecord
 from scheduler.view import View
 from specfleet.core.errors import ConfigurationError
@@ -42,6 +43,9 @@ AT_ONCE, BUSY_SHARE = 0.25, 0.05
 DECISIONS = 32
 """Of the verdicts of one step so many are decided anew, the others in their turn: what is believed of a session changes
 over dozens of tokens, and a step of hundreds of sessions should not wait."""
+CLOSE = 0.75
+"""A round that promises so much of what a stream does might really be the better of them: drafters that work all the time can
+cost a verifier beside them more than they hide."""
 BETTER = 1.05
 """A change to or from ROUND must promise so much, twice in a row."""
 FASTEST_STREAM = 0.95
@@ -89,6 +93,8 @@ class Holding:
     """What it should earn a second, were everything as it was: w X, divided by the sessions of its identity."""
     paced: bool
     """It has a pace to keep."""
+    rounds: bool = False
+    """Instead of the stream that it would be, a round might do."""
     crossings: int = 0
 
 
@@ -115,7 +121,9 @@ class FairGoodput:
         """U"""
         self._shares = 0.0
         self._drafting = 0
-        """Sessions whose best way is to draft, whether they may or not."""
+        """Sessions whose best way is to draft, whether they may or not,"""
+        self._rounds = 0
+        """and those of them for which rounds are worth a try instead of streams."""
         self._steps = 0
         self._turns = 1
         """Of so many verdicts one is decided anew; the others go on as they were."""
@@ -154,7 +162,10 @@ class FairGoodput:
             if held is not None:
                 earned += held.weight * committed
         comparable = decodes and self._drafting > 0 and self._shares > 0.0
-        self._governor.stepped(earned / self._shares if comparable else 0.0, len(self._view.records), comparable, now)
+        earned = earned / self._shares if comparable else 0.0
+        self._governor.stepped(
+            earned, len(self._view.records), comparable, now, rounds=2 * self._rounds > self._drafting
+        )
 
     def decided(self, record: SessionRecord, outcome: ItemOutcome, now: float) -> Grant:
         if (record.session + self._steps) % self._turns:
@@ -172,23 +183,25 @@ class FairGoodput:
         if not self._held:
             # Sums of differences drift; nobody here is the moment to begin at zero again.
             self._earning = self._using = self._load = self._shares = 0.0
-            self._drafting = 0
+            self._drafting = self._rounds = 0
             self._governor.idle()
 
     def _choose(self, record: SessionRecord, now: float) -> Grant:
         held = self._held.get(record.session)
-        weight, crossings = self._weight(record), 0
+        weight, crossings, rounds = self._weight(record), 0, False
         paced = record.service.tpot_seconds is not None and record.first_at is not None
         if paced:
             wished = self._paced(record, now)
         else:
-            wished, crossings = self._best(record, weight, held)
+            offers = self._offers(record, weight)
+            wished, crossings = self._best(offers, weight, held)
+            rounds = _rounds_would_do(offers, wished)
         offer = wished if paced or self._governor.drafting else self._local(record)
         if held is not None:
             self._count(held, -1.0)
         identity = record.identity
         share = weight * (identity.goodput.value or 1.0 / self._costs.step) / max(1, identity.sessions)
-        self._held[record.session] = fresh = Holding(offer, weight, wished, share, paced, crossings)
+        self._held[record.session] = fresh = Holding(offer, weight, wished, share, paced, rounds, crossings)
         self._count(fresh, 1.0)
         return self._granted(wished, paced)
 
@@ -196,11 +209,10 @@ class FairGoodput:
         """What a class promises is not for trials; for everybody else the governor has the last word."""
         return wished.grant if paced or self._governor.drafting else LOCAL
 
-    def _best(self, record: SessionRecord, weight: float, held: Holding | None) -> tuple[Offer, int]:
+    def _best(self, offers: Sequence[Offer], weight: float, held: Holding | None) -> tuple[Offer, int]:
         """The offer of most value; but on the same side of ROUND as before unless the other one is clearly better, twice in a
         row. And how often in a row it was."""
         price = self.price
-        offers = self._offers(record, weight)
         best = max(offers, key=lambda offer: offer.value(weight, price))
         if held is None:
             return best, 0
@@ -246,6 +258,8 @@ class FairGoodput:
         draft = record.draft_seconds.value or UNKNOWN_DRAFT_SECONDS
         trip = record.round_trip.value or UNKNOWN_ROUND_TRIP
         offers = [self._local(record), self._round(record, weight, draft, trip, longest)]
+        if self._governor.way is Way.ROUNDS and record.service.tpot_seconds is None:
+            return offers
         stream = self._stream(record, weight, draft, trip)
         if stream is not None:
             offers.append(stream)
@@ -321,6 +335,14 @@ class FairGoodput:
         self._shares += sign * held.share
         if held.wished.grant.mode is not Mode.LOCAL:
             self._drafting += int(sign)
+            self._rounds += int(sign) * held.rounds
+
+
+def _rounds_would_do(offers: Sequence[Offer], wished: Offer) -> bool:
+    if wished.grant.mode is not Mode.STREAM:
+        return False
+    rate = max((one.tokens / one.seconds for one in offers if one.grant.mode is Mode.ROUND), default=0.0)
+    return rate >= CLOSE * wished.tokens / wished.seconds
 
 
 def build(argument: str, view: View, rng: np.random.Generator) -> FairGoodput:

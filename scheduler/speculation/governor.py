@@ -2,8 +2,9 @@
 
 A cost model can be wrong in ways that it cannot see: drafters that share a processor with the verifier, a network that
 messages fill up. So now and then, for a short window, what the policy would have chosen is set against what it avoids:
-while drafting pays, everybody decodes alone for a moment; while it does not, everybody drafts for one. Whatever earned more
-goes on: tokens per second, each weighted as the policy weights it, so that what serves fairness is not taken back here.
+while drafting pays, everybody decodes alone for a moment, or, where that promises about as much as streams, drafts in rounds
+only; while it does not pay, everybody drafts for one. Whatever earned more goes on: tokens per second, each weighted as the
+policy weights it, so that what serves fairness is not taken back here.
 
     | as usual | settling, trial | as usual |      a trial is compared with the windows beside it and with no others:
        before                       after          loads and weights drift
@@ -15,7 +16,9 @@ apart by the number of sessions, on which the answer depends most.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
 
 from scheduler.estimators import Smoothed
 
@@ -49,39 +52,71 @@ BETTER = 1.02
 """A change of mind needs so much."""
 
 
+class Way(Enum):
+    """What sessions may be granted."""
+
+    ALONE = "alone"
+    """Nobody drafts."""
+    ROUNDS = "rounds"
+    """Who drafts does so in ROUND."""
+    FREE = "free"
+    """As the policy thinks best."""
+
+
+@dataclass(slots=True)
+class Trial:
+    """When a way that is not the usual one is tried next."""
+
+    at: float
+    pause: float = FIRST_TRIAL
+    """Windows until the one after that."""
+
+    def put_off(self, now: float, window: float) -> None:
+        self.at = now + self.pause * window
+
+
 @dataclass(slots=True)
 class Crowd:
     """What is known about one size of the crowd (sessions, to powers of two)."""
 
-    drafting: bool
-    """What is better, as far as is known."""
-    trial_at: float
-    pause: float = FIRST_TRIAL
-    """Windows between this trial and the next."""
+    best: Way
+    """As far as is known."""
+    first: float
+    """When something else is tried for the first time."""
     tried: bool = False
     """What is better is known."""
+    trials: dict[Way, Trial] = field(default_factory=dict)
 
-    def learn(self, ratio: float, now: float, window: float) -> None:
-        """What is usually avoided earned so many times what is usual."""
+    def trial(self, way: Way) -> Trial:
+        return self.trials.setdefault(way, Trial(self.first))
+
+    def learn(self, way: Way, ratio: float, now: float, window: float) -> None:
+        """`way` earned so many times what is usual."""
         self.tried = True
         loss = abs(1.0 - min(ratio, 1.0 / ratio))
         rarest = min(RAREST_TRIAL, max(COMMON_TRIAL, loss / TRIAL_LOSS))
         if ratio > BETTER:
-            self.drafting = not self.drafting
-            self.pause = rarest / 2.0 if loss > OBVIOUS else FIRST_TRIAL
+            self.best, way = way, self.best
+            trial = self.trial(way)
+            trial.pause = rarest / 2.0 if loss > OBVIOUS else FIRST_TRIAL
         else:
-            self.pause = rarest if loss > CLEAR else min(rarest, 2.0 * self.pause)
-        self.put_off(now, window)
+            trial = self.trial(way)
+            trial.pause = rarest if loss > CLEAR else min(rarest, 2.0 * trial.pause)
+        trial.put_off(now, window)
 
-    def put_off(self, now: float, window: float) -> None:
-        self.trial_at = now + self.pause * window
+    def due(self, ways: Sequence[Way], now: float) -> Way | None:
+        """Of the others that make sense, the one whose trial is due longest."""
+        due = [way for way in ways if way is not self.best and self.trial(way).at <= now]
+        return min(due, key=lambda way: self.trial(way).at) if due else None
 
 
 class Governor:
     """Says whether to draft at all. Told of every step."""
 
     def __init__(self) -> None:
-        self.drafting = True
+        self.way = Way.FREE
+        self._ways: tuple[Way, ...] = (Way.FREE, Way.ALONE)
+        """Those that make sense at present."""
         self._crowds: dict[int, Crowd] = {}
         self._size = 0
         """Of the present crowd: about log2(sessions)."""
@@ -97,7 +132,13 @@ class Governor:
         self._before = Smoothed(BEFORE_SHARE)
         """Earnings per second in the windows as usual since the crowd or its ways changed."""
         self._tried = 0.0
-        """Those of a trial that is over but not judged yet."""
+        """Those of a trial that is over but not judged yet,"""
+        self._trying = Way.FREE
+        """and what was tried."""
+
+    @property
+    def drafting(self) -> bool:
+        return self.way is not Way.ALONE
 
     @property
     def window(self) -> float:
@@ -116,9 +157,10 @@ class Governor:
         self._last = None
         self._present = False
 
-    def stepped(self, earned: float, sessions: int, comparable: bool, now: float) -> None:
+    def stepped(self, earned: float, sessions: int, comparable: bool, now: float, rounds: bool = False) -> None:
         """A step of `sessions` open sessions has earned so much. `comparable`: it held no prefill, and drafting is what the
-        policy wants."""
+        policy wants. `rounds`: instead of streams they would do, as far as it knows."""
+        self._ways = tuple(Way) if rounds or self._rounds_known else (Way.FREE, Way.ALONE)
         size = self._sized(math.log2(max(1, sessions)))
         last, self._last = self._last, now
         if not self._present and size == self._size and size in self._crowds:
@@ -135,7 +177,7 @@ class Governor:
         if self._earned > 0.0 and self._seconds > 0.0:
             crowd, rate = self._crowds[self._size], self._earned / self._seconds
             share = (now - self._counted_from) / ((1.0 - SETTLING) * self.window)
-            beyond_doubt = self.drafting != crowd.drafting and self._apart(rate) > OBVIOUS
+            beyond_doubt = self.way is not crowd.best and self._apart(rate) > OBVIOUS
             if share >= (0.5 if beyond_doubt else 1.0):
                 self._end(crowd, rate, now)
 
@@ -150,58 +192,71 @@ class Governor:
     def _begin(self, size: int, now: float) -> None:
         """Another crowd: what it is known to do best, or else what others suggest."""
         before = self._crowds.get(self._size)
-        if before is not None and self.drafting != before.drafting:
-            before.put_off(now, self.window)  # cut short; not again at once
+        if before is not None and self.way is not before.best:
+            before.trial(self.way).put_off(now, self.window)  # cut short; not again at once
         self._size, self._present = size, True
         if size not in self._crowds:
-            drafting = self._guess(size)
-            self._crowds[size] = Crowd(drafting, trial_at=now + (FIRST_TRIAL if drafting else QUIET) * self.window)
+            best = self._guess(size)
+            quiet = QUIET if best is Way.ALONE else FIRST_TRIAL
+            self._crowds[size] = Crowd(best, first=now + quiet * self.window)
         self._before, self._tried = Smoothed(BEFORE_SHARE), 0.0
-        self._open(self._crowds[size].drafting, now)
+        self._open(self._crowds[size].best, now)
 
     def _resume(self, now: float) -> None:
         """The same crowd is back, and goes on where it was: who asks for little at a time would never see a window's end."""
         gap = now - self._left_at
         self._present = True
         self._counted_from += gap
-        self._crowds[self._size].trial_at += gap
+        crowd = self._crowds[self._size]
+        crowd.first += gap
+        for trial in crowd.trials.values():
+            trial.at += gap
 
-    def _guess(self, size: int) -> bool:
-        """Whether a crowd of unknown habits drafts: the more there are, the less it pays. So does one half as large where that
-        was seen to pay. Else a few users have the verifier to themselves, and many keep it busy alone and lose more by a
-        wrong beginning than by a late one."""
-        if any(crowd.drafting for other, crowd in self._crowds.items() if other > size):
-            return True
-        if any(not crowd.drafting for other, crowd in self._crowds.items() if other < size and crowd.tried):
-            return False
+    @property
+    def _rounds_known(self) -> bool:
+        """The crowd drafts in rounds only: whether streams are worth it must still be asked."""
+        crowd = self._crowds.get(self._size)
+        return crowd is not None and crowd.best is Way.ROUNDS
+
+    def _guess(self, size: int) -> Way:
+        """Whether a crowd of unknown habits drafts, and how: the more there are, the less it pays. So does one half as large
+        where that was seen to pay. Else a few users have the verifier to themselves, and many keep it busy alone and lose
+        more by a wrong beginning than by a late one."""
+        for other, crowd in self._crowds.items():
+            if other > size and crowd.best is not Way.ALONE:
+                return crowd.best
+        if any(crowd.best is Way.ALONE for other, crowd in self._crowds.items() if other < size and crowd.tried):
+            return Way.ALONE
         smaller = self._crowds.get(size - 1)
-        return size < LARGE or (smaller is not None and smaller.tried and smaller.drafting)
+        if smaller is not None and smaller.tried:
+            return smaller.best
+        return Way.FREE if size < LARGE else Way.ALONE
 
     def _end(self, crowd: Crowd, rate: float, now: float) -> None:
         """A window has ended."""
-        if self.drafting != crowd.drafting:
-            self._tried = rate
+        if self.way is not crowd.best:
+            self._tried, self._trying = rate, self.way
             if self._apart(rate) > OBVIOUS:
                 self._judge(crowd, self._before.value, now)
         else:
             if self._tried:
                 self._judge(crowd, math.sqrt(self._before.value * rate), now)
             self._before.observe(rate)
-        trial = now >= crowd.trial_at and self._before.value > 0.0 and not self._tried
-        self._open(crowd.drafting is not trial, now)
+        trial = crowd.due(self._ways, now) if self._before.value > 0.0 and not self._tried else None
+        self._open(trial or crowd.best, now)
 
     def _judge(self, crowd: Crowd, usual: float, now: float) -> None:
-        was = crowd.drafting
-        crowd.learn(self._tried / usual, now, self.window)
+        was = crowd.best
+        crowd.learn(self._trying, self._tried / usual, now, self.window)
         self._tried = 0.0
-        if crowd.drafting != was:
+        if crowd.best is not was:
             self._before = Smoothed(BEFORE_SHARE)
 
-    def _open(self, drafting: bool, now: float) -> None:
+    def _open(self, way: Way, now: float) -> None:
         """Begin a window. One that only goes on as the last did has nothing to settle."""
         settling = 0.0
-        if drafting != self.drafting:
+        if way is not self.way:
             settling = max(SETTLING * self.window, SETTLING_INTERVALS * self._interval.value, self._settles.value)
-        self.drafting = drafting
+        self.way = way
         self._counted_from = now + settling
         self._earned = self._seconds = 0.0
