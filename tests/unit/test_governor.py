@@ -1,0 +1,62 @@
+"""What earns most is found by trying, in a world whose earnings are known."""
+
+from __future__ import annotations
+
+import pytest
+
+from scheduler.speculation.governor import Governor, Way
+
+STEP = 0.02
+
+
+def lived(
+    governor: Governor, rates: dict[Way, float], seconds: float, *, visits: float = 0.0, now: float = 0.0
+) -> tuple[float, dict[Way, float]]:
+    """Steps of one session for so long, which earn at the rate of the way they go; in visits of so many seconds with as
+    many between, if any. The time then, and the seconds spent in each way."""
+    spent = dict.fromkeys(Way, 0.0)
+    end = now + seconds
+    while now < end:
+        until = now + visits if visits else end
+        while now < until:
+            now += STEP
+            spent[governor.way] += STEP
+            governor.verdict(STEP, STEP)
+            governor.stepped(rates[governor.way] * STEP, 1, True, now, rounds=True)
+        if visits:
+            governor.idle()
+            now += visits
+    return now, spent
+
+
+@pytest.mark.parametrize("best", list(Way))
+@pytest.mark.parametrize("visits", [0.0, 0.3], ids=["staying", "visiting"])
+def test_what_earns_most_is_found(best: Way, visits: float) -> None:
+    """Also by somebody whose visits are shorter than a window."""
+    rates = {way: 1.25 if way is best else 1.0 for way in Way}
+    governor = Governor()
+    now, _ = lived(governor, rates, 60.0, visits=visits)
+    _, spent = lived(governor, rates, 200.0, visits=visits, now=now)
+
+    assert spent[best] > 0.95 * sum(spent.values())
+
+
+def test_a_change_of_what_is_best_is_noticed() -> None:
+    """Rounds are best at first; then the drafters move away, and streams are."""
+    governor = Governor()
+    now, _ = lived(governor, {Way.ALONE: 0.9, Way.ROUNDS: 1.2, Way.FREE: 1.0}, 100.0)
+    assert governor.way is Way.ROUNDS
+    now, _ = lived(governor, {Way.ALONE: 0.9, Way.ROUNDS: 0.5, Way.FREE: 1.0}, 300.0, now=now)
+    _, spent = lived(governor, {Way.ALONE: 0.9, Way.ROUNDS: 0.5, Way.FREE: 1.0}, 100.0, now=now)
+
+    assert spent[Way.FREE] > 0.95 * sum(spent.values())
+
+
+def test_rounds_are_not_tried_where_they_promise_little() -> None:
+    """Drafters far away would lose most of their time in them."""
+    governor, now = Governor(), 0.0
+    for _ in range(5000):
+        now += STEP
+        assert governor.way is not Way.ROUNDS
+        governor.verdict(STEP, STEP)
+        governor.stepped(STEP, 1, True, now, rounds=False)
