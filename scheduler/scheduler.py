@@ -179,7 +179,8 @@ class Scheduler:
         if waited and complete and record.told_at:
             record.round_trip.observe(now - record.told_at - seconds)
         elif heard is not None:
-            record.round_trip.at_most(now - heard)
+            # What later messages were drafted in may have begun before that.
+            record.round_trip.at_most(now - heard - (0.0 if record.drafts else seconds))
         record.drafts = record.drafts or tokens > 0
         was_ready = not waited or now >= record.draft_deadline
         record.drafted, record.draft_complete, record.alternatives = pending, complete, alternatives

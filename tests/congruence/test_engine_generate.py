@@ -13,6 +13,8 @@ import torch
 from specfleet.core.step import StepItem
 from specfleet.core.types import SamplingParams
 from specfleet.engine import EngineConfig, TorchEngine
+from specfleet.engine.engine import EngineCounters
+from specfleet.engine.pages import PageCounters
 from specfleet.engine.testing import FAMILIES, VOCABULARY, save_tiny_model, stock_model
 
 GREEDY = SamplingParams(temperature=0)
@@ -186,4 +188,21 @@ def test_steps_run_in_the_engines_own_thread(tmp_path: Path) -> None:
         return [await engine.step([item]), await engine.step([])]
 
     assert [other.step_sync([item]), []] == asyncio.run(main())
+    engine.shutdown()
+
+
+def test_a_warm_up_leaves_nothing_behind(tmp_path: Path) -> None:
+    """No page, no count, and the same text as without."""
+    folder = save_tiny_model(tmp_path, "llama")
+    prompt = prompts(1)[0]
+    engine = engine_for(folder)
+    pages = engine.free_pages
+    engine.warm_up()
+
+    assert (engine.free_pages, engine.cached_pages) == (pages, 0)
+    assert (engine.counters, engine.page_counters) == (EngineCounters(), PageCounters())
+    engine.check_integrity()
+    engine.open(0, prompt)
+    first = engine.step_sync([StepItem(0, prompt, GREEDY)])[0].tokens[0]
+    assert [first] == generate(folder, prompt, 1)
     engine.shutdown()
