@@ -43,6 +43,8 @@ AT_ONCE, BUSY_SHARE = 0.25, 0.05
 DECISIONS = 32
 """Of the verdicts of one step so many are decided anew, the others in their turn: what is believed of a session changes
 over dozens of tokens, and a step of hundreds of sessions should not wait."""
+FAR = 0.005
+"""Seconds to a drafter and back from which on it is certainly on another machine."""
 CLOSE = 0.75
 """A round that promises so much of what a stream does might really be the better of them: drafters that work all the time can
 cost a verifier beside them more than they hide."""
@@ -95,6 +97,8 @@ class Holding:
     """It has a pace to keep."""
     rounds: bool = False
     """Instead of the stream that it would be, a round might do."""
+    far: bool = False
+    """It would be a stream, and its drafter is FAR."""
     crossings: int = 0
 
 
@@ -123,7 +127,9 @@ class FairGoodput:
         self._drafting = 0
         """Sessions whose best way is to draft, whether they may or not,"""
         self._rounds = 0
-        """and those of them for which rounds are worth a try instead of streams."""
+        """those of them for which rounds are worth a try instead of streams,"""
+        self._far = 0
+        """and streams from far away."""
         self._steps = 0
         self._turns = 1
         """Of so many verdicts one is decided anew; the others go on as they were."""
@@ -163,9 +169,9 @@ class FairGoodput:
                 earned += held.weight * committed
         comparable = decodes and self._drafting > 0 and self._shares > 0.0
         earned = earned / self._shares if comparable else 0.0
-        self._governor.stepped(
-            earned, len(self._view.records), comparable, now, rounds=2 * self._rounds > self._drafting
-        )
+        most = 0.5 * self._drafting
+        rounds, far = self._rounds > most, self._far > most
+        self._governor.stepped(earned, len(self._view.records), comparable, now, rounds=rounds, far=far)
 
     def decided(self, record: SessionRecord, outcome: ItemOutcome, now: float) -> Grant:
         if (record.session + self._steps) % self._turns:
@@ -183,7 +189,7 @@ class FairGoodput:
         if not self._held:
             # Sums of differences drift; nobody here is the moment to begin at zero again.
             self._earning = self._using = self._load = self._shares = 0.0
-            self._drafting = self._rounds = 0
+            self._drafting = self._rounds = self._far = 0
             self._governor.idle()
 
     def _choose(self, record: SessionRecord, now: float) -> Grant:
@@ -201,7 +207,8 @@ class FairGoodput:
             self._count(held, -1.0)
         identity = record.identity
         share = weight * (identity.goodput.value or 1.0 / self._costs.step) / max(1, identity.sessions)
-        self._held[record.session] = fresh = Holding(offer, weight, wished, share, paced, rounds, crossings)
+        far = wished.grant.mode is Mode.STREAM and record.round_trip.value > FAR
+        self._held[record.session] = fresh = Holding(offer, weight, wished, share, paced, rounds, far, crossings)
         self._count(fresh, 1.0)
         return self._granted(wished, paced)
 
@@ -336,6 +343,7 @@ class FairGoodput:
         if held.wished.grant.mode is not Mode.LOCAL:
             self._drafting += int(sign)
             self._rounds += int(sign) * held.rounds
+            self._far += int(sign) * held.far
 
 
 def _rounds_would_do(offers: Sequence[Offer], wished: Offer) -> bool:

@@ -104,6 +104,14 @@ class Crowd:
             trial.pause = rarest if loss > CLEAR else min(rarest, 2.0 * trial.pause)
         trial.put_off(now, window)
 
+    def trusts(self, now: float, window: float) -> bool:
+        """Nothing was tried yet, and nothing speaks for caution any more: begin with drafting after all."""
+        if self.tried or self.best is not Way.ALONE:
+            return False
+        self.best, self.first = Way.FREE, now + FIRST_TRIAL * window
+        self.trials.clear()
+        return True
+
     def due(self, ways: Sequence[Way], now: float) -> Way | None:
         """Of the others that make sense, the one whose trial is due longest."""
         due = [way for way in ways if way is not self.best and self.trial(way).at <= now]
@@ -157,9 +165,12 @@ class Governor:
         self._last = None
         self._present = False
 
-    def stepped(self, earned: float, sessions: int, comparable: bool, now: float, rounds: bool = False) -> None:
+    def stepped(
+        self, earned: float, sessions: int, comparable: bool, now: float, rounds: bool = False, far: bool = False
+    ) -> None:
         """A step of `sessions` open sessions has earned so much. `comparable`: it held no prefill, and drafting is what the
-        policy wants. `rounds`: instead of streams they would do, as far as it knows."""
+        policy wants. `rounds`: instead of streams they would do, as far as it knows. `far`: it wants streams, of drafters that
+        are too far away to share the verifier's processors."""
         self._ways = tuple(Way) if rounds or self._rounds_known else (Way.FREE, Way.ALONE)
         size = self._sized(math.log2(max(1, sessions)))
         last, self._last = self._last, now
@@ -170,6 +181,9 @@ class Governor:
             self._begin(size, now)
             return
         if last is None or not comparable:
+            return
+        if far and self._crowds[self._size].trusts(now, self.window):
+            self._open(Way.FREE, now)
             return
         if last >= self._counted_from:
             self._earned += earned

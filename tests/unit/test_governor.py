@@ -60,3 +60,12 @@ def test_rounds_are_not_tried_where_they_promise_little() -> None:
         assert governor.way is not Way.ROUNDS
         governor.verdict(STEP, STEP)
         governor.stepped(STEP, 1, True, now, rounds=False)
+
+
+def test_a_large_crowd_drafts_at_once_where_it_is_far_away() -> None:
+    """Eight begin alone, since drafters beside the verifier may cost it more than they bring; these are not beside it."""
+    for far, begins in ((False, Way.ALONE), (True, Way.FREE)):
+        governor = Governor()
+        for step in range(1, 6):
+            governor.stepped(STEP, 8, True, step * STEP, far=far)
+        assert governor.way is begins
