@@ -20,7 +20,7 @@ def _several(value: Any) -> Any:
 
 
 class DrafterConfig(DaemonConfig):
-    model: str
+    model: Annotated[str, Field(json_schema_extra={"metavar": "PATH_OR_HUB_ID|ngram"})]
     """Draft model: a folder, a hub id, or ngram for prompt lookup without a model."""
     verifier: Annotated[tuple[HostPort, ...], BeforeValidator(_several)] = ("127.0.0.1:7600",)
     """HOST:PORT of a verifier; of several with one model, each generation goes to one."""

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
 
 import numpy as np
 import uvloop
@@ -19,6 +20,7 @@ from drafter.router import Router
 from drafter.source import Drafter
 from drafter.speculators import Speculator
 from drafter.speculators.hybrid import Hybrid
+from drafter.speculators.model import Model
 from drafter.speculators.ngram import Ngram
 from scheduler import routing
 from specfleet.core.config import describe
@@ -30,6 +32,7 @@ from specfleet.observability import log as logs
 from specfleet.observability.drafter import PREFIX, DrafterMetrics
 from specfleet.observability.grpc_server import GrpcServerMetrics
 from specfleet.observability.log import say
+from specfleet.observability.progress import loading, waiting
 from specfleet.observability.registry import serve_metrics
 from specfleet.observability.trace import traced
 from specfleet.text import TextGenerator, Tokenizer
@@ -38,6 +41,9 @@ from specfleet.wire.credentials import Credentials, token_file
 from specfleet.wire.server import Server, trusting
 from specfleet.wire.tls import watched_tls
 from specfleet.wire.verification import GrpcVerifierConnection
+
+if TYPE_CHECKING:
+    from specfleet.engine import TorchEngine
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +80,8 @@ async def _serve(config: DrafterConfig) -> int:
         stack.push_async_callback(router.close)
         # A model is loaded while nothing else needs the loop; verifiers are asked only for what they alone know.
         tokenizer = None if config.model == NGRAM else Tokenizer.from_folder(config.model)
-        await router.reach(config.connect_seconds)
+        with waiting(f"waiting for {router.target}"):
+            await router.reach(config.connect_seconds)
         tokenizer = tokenizer or Tokenizer.from_files(await router.tokenizer_files())
         model = await router.agree(tokenizer.vocabulary())
         speculator = _speculator(config, stack)
@@ -129,11 +136,23 @@ def _early_stop(config: DrafterConfig, target: str, stack: AsyncExitStack) -> Ea
 def _speculator(config: DrafterConfig, stack: AsyncExitStack) -> Speculator:
     if config.model == NGRAM:
         return Ngram()
+    with loading(config.model):
+        engine = _engine(config)
+    stack.callback(engine.shutdown)
+    engine.warm_up()
+    batcher = DraftBatcher(engine, measure=config.early_stop, runners_up=config.trees)
+    task = asyncio.create_task(batcher.run())
+    task.add_done_callback(_batcher_ended)
+    stack.callback(task.cancel)
+    model = Model(batcher, engine.model.context_length)
+    return Hybrid(model) if config.speculator == "hybrid" else model
+
+
+def _engine(config: DrafterConfig) -> TorchEngine:
     # Imported here: an n-gram drafter needs no torch, neither installed nor in memory.
-    from drafter.speculators.model import Model
     from specfleet.engine import EngineConfig, TorchEngine
 
-    engine = TorchEngine(
+    return TorchEngine(
         EngineConfig(
             model=config.model,
             device=config.device,
@@ -143,14 +162,6 @@ def _speculator(config: DrafterConfig, stack: AsyncExitStack) -> Speculator:
             quantize=config.quantize,
         )
     )
-    stack.callback(engine.shutdown)
-    engine.warm_up()
-    batcher = DraftBatcher(engine, measure=config.early_stop, runners_up=config.trees)
-    task = asyncio.create_task(batcher.run())
-    task.add_done_callback(_batcher_ended)
-    stack.callback(task.cancel)
-    model = Model(batcher, engine.model.context_length)
-    return Hybrid(model) if config.speculator == "hybrid" else model
 
 
 def _batcher_ended(task: asyncio.Task[None]) -> None:

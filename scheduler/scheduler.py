@@ -108,8 +108,9 @@ class Scheduler:
     def service_class(self, name: str) -> ServiceClass:
         """Raises InvalidRequest where there is none of that name."""
         if name not in self._classes:
-            known = ", ".join(sorted(filter(None, self._classes))) or "none are configured"
-            raise InvalidRequest.field("service_class", f"is {name!r}, must be one of: {known}; or leave it empty")
+            known = ", ".join(sorted(filter(None, self._classes)))
+            limit = f"must be one of {known}" if known else "but this verifier was started without --service-class"
+            raise InvalidRequest.field("service_class", f"is {name!r}, {limit}; or leave it empty")
         return self._classes[name]
 
     def admit(self, request: Request, waiting: Sequence[Request], now: float) -> Refusal | None:

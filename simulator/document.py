@@ -46,6 +46,11 @@ def parse(text: str) -> Any:
     return yaml.load(text, _Loader)
 
 
+def shipped() -> list[str]:
+    """Names of the files that come with the package."""
+    return sorted(one.name for one in CONFIGS.iterdir() if one.name.endswith(".yaml"))
+
+
 def find(name: str) -> Path:
     """A configuration by path, or by the name of one that ships with the package (`tutorial`, `dsd-600.yaml`).
 
@@ -55,7 +60,7 @@ def find(name: str) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    known = sorted(one.name for one in CONFIGS.iterdir() if one.name.endswith(".yaml"))
+    known = shipped()
     for wanted in (name, f"{name}.yaml"):
         if wanted in known:
             return Path(str(CONFIGS / wanted))

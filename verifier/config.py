@@ -8,7 +8,9 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, InstanceOf, field_validator
 
+from scheduler.batching import POLICIES as BATCHING
 from scheduler.identities import Share
+from scheduler.speculation import POLICIES as SPECULATION
 from specfleet.core.config import DaemonConfig, HostPort, OptionalHostPort
 from specfleet.core.errors import ConfigurationError
 from specfleet.core.types import ServiceClass
@@ -86,7 +88,7 @@ class NamedClass(ServiceClass):
 
 
 class VerifierConfig(DaemonConfig):
-    model: str
+    model: Annotated[str, Field(json_schema_extra={"metavar": "PATH_OR_HUB_ID"})]
     """Target model: a folder, or a hub id."""
     listen: HostPort = "127.0.0.1:7600"
     """HOST:PORT for gRPC; port 0 takes any free one."""
@@ -108,9 +110,11 @@ class VerifierConfig(DaemonConfig):
     """Most tokens in one step; longer prompts are prefilled in chunks."""
     max_sessions: Annotated[int, Field(ge=1)] = 256
     """Sessions open at a time; more are refused with a time to come back."""
-    speculation: str = "fair-goodput"
+    speculation: Annotated[str, Field(json_schema_extra={"metavar": "POLICY", "values": [*SPECULATION]})] = (
+        "fair-goodput"
+    )
     """Speculation policy: fair-goodput, goodspeed:C, smartspec, awc, ladder, fixed:K, stream, none, random."""
-    batching: str = "slo"
+    batching: Annotated[str, Field(json_schema_extra={"metavar": "POLICY", "values": [*BATCHING]})] = "slo"
     """Batching policy: slo, fifo, length-aware."""
     service_class: Annotated[
         tuple[Annotated[InstanceOf[ServiceClass], BeforeValidator(_class)], ...],

@@ -27,6 +27,7 @@ from specfleet.http import http_server
 from specfleet.observability import log as logs
 from specfleet.observability.grpc_server import GrpcServerMetrics
 from specfleet.observability.log import say
+from specfleet.observability.progress import loading
 from specfleet.observability.registry import serve_metrics
 from specfleet.observability.trace import traced
 from specfleet.observability.verifier import PREFIX, VerifierGauges, VerifierMetrics
@@ -67,7 +68,9 @@ async def _serve(config: VerifierConfig) -> int:
         http = http_server(config, registry, guard, certificate)
         scheduler = Scheduler(_scheduler_config(config))
         tokenizer = Tokenizer.from_folder(config.model)
-        engine = _engine(config, tracer)
+        await asyncio.sleep(0)  # Ctrl-C that came until now
+        with loading(config.model):
+            engine = _engine(config, tracer)
         stack.callback(engine.shutdown)
         engine.warm_up()
         observer = VerifierMetrics(registry, ("", *(one.name for one in config.service_class)))

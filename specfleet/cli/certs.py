@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from pathlib import Path
 
@@ -40,6 +41,9 @@ def command(folder: Path, hosts: tuple[str, ...], clients: tuple[str, ...], days
     """
     if not 0 < days <= AUTHORITY_DAYS:
         raise click.UsageError(f"--days is {days:g}, must be above 0 and at most {AUTHORITY_DAYS:g}")
+    for host in hosts:
+        if not _is_host(host):
+            raise click.UsageError(f"--host {host!r} is no name or address of a machine; repeat --host to give several")
     for client in clients:
         if not re.fullmatch(r"[\w.@-]+", client) or client in ("ca", "server"):
             raise click.UsageError(
@@ -59,3 +63,12 @@ def command(folder: Path, hosts: tuple[str, ...], clients: tuple[str, ...], days
         write_pair(folder, client, *authority.issue(client, "client", days))
     for stem in ("ca", "server", *clients):
         click.echo(folder / f"{stem}.pem")
+
+
+def _is_host(name: str) -> bool:
+    """An address, or a name, its first part perhaps a star."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return bool(re.fullmatch(r"(\*\.)?[\w-]+(\.[\w-]+)*", name, re.ASCII))
+    return True

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from typing import Any
 
 import click
 
 from specfleet.cli.server import connect, sampling, sampling_options, server_options
-from specfleet.client import Client, Stream
+from specfleet.cli.speculation import coloured, figures, legend
+from specfleet.client import Client
 from specfleet.core.errors import SpecfleetError
-from specfleet.core.generation import ChatMessage, Tokens
-from specfleet.core.types import TokenKind
+from specfleet.core.generation import ChatMessage
+from specfleet.core.types import SamplingParams
+from specfleet.observability.progress import waiting
 
-COLOURS = {
-    TokenKind.ACCEPTED: "green",
-    TokenKind.RECOVERED: "yellow",
-    TokenKind.BONUS: "cyan",
-    TokenKind.TARGET: None,
-}
 _QUIT = ("/quit", "/exit")
 
 
@@ -34,12 +32,24 @@ def command(system: str, show_speculation: bool, **flags: Any) -> None:
     specfleet chat --server edge-7:7700 --temperature 0.7 --show-speculation
     """
     messages = [ChatMessage("system", system)] if system else []
+    parameters = sampling(flags)
+    SamplingParams(**parameters)  # said now, and not after the first message
     with connect(flags) as client:
+        served = client.models()[0].name
+        if sys.stdin.isatty():
+            _edit_lines()
+            click.echo(click.style(f"{served}. /quit or Ctrl-D ends it, Ctrl-C stops a reply.", dim=True))
         if show_speculation:
-            click.echo(_legend())
+            click.echo(legend())
         while (text := _ask()) is not None:
             if text:
-                messages = _reply(client, [*messages, ChatMessage("user", text)], sampling(flags), show_speculation)
+                messages = _reply(client, [*messages, ChatMessage("user", text)], parameters, show_speculation)
+
+
+def _edit_lines() -> None:
+    """Cursor keys and a history in what is typed, where Python was built with readline."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 (importing it is what does it)
 
 
 def _ask() -> str | None:
@@ -59,8 +69,11 @@ def _reply(client: Client, messages: list[ChatMessage], parameters: dict[str, An
     """Stream one reply; returns the conversation with it. What fails is said, and its message forgotten."""
     with client.stream(messages=messages, **parameters) as stream:
         try:
-            for event in stream:
+            with waiting("waiting for the first token"):
+                event = next(stream, None)
+            while event is not None:
                 click.echo(coloured(event) if colours else event.text, nl=False)
+                event = next(stream, None)
         except KeyboardInterrupt:
             stream.cancel()
             click.echo(" (stopped)", nl=False)
@@ -69,31 +82,5 @@ def _reply(client: Client, messages: list[ChatMessage], parameters: dict[str, An
             return messages[:-1]
         click.echo()
         if colours:
-            click.echo(_figures(stream))
+            click.echo(figures(stream))
         return [*messages, ChatMessage("assistant", stream.text)]
-
-
-def coloured(event: Tokens) -> str:
-    """The event's text, each token's part in the colour of how it came about."""
-    if len(event.kinds) != len(event.text_lengths):
-        return event.text
-    return "".join(
-        click.style(piece, fg=COLOURS[kind]) if piece else ""
-        for piece, kind in zip(event.pieces, event.kinds, strict=True)
-    ) + ("" if event.token_ids else event.text)
-
-
-def _legend() -> str:
-    return " ".join(click.style(kind.value, fg=colour) for kind, colour in COLOURS.items())
-
-
-def _figures(stream: Stream) -> str:
-    speculation, timing = stream.speculation, stream.timing
-    rate = speculation.acceptance_rate
-    accepted = f"{speculation.accepted}/{speculation.drafted} drafted tokens accepted"
-    return click.style(
-        f"[{len(stream.token_ids)} tokens, {timing.ttft_s:.2f} s to the first, {timing.tpot_s * 1000:.0f} ms each; "
-        + (f"{accepted} ({rate:.0%})" if rate is not None else "no speculation")
-        + "]",
-        dim=True,
-    )

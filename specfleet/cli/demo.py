@@ -24,10 +24,9 @@ from typing import Any
 import click
 
 from specfleet.cli.processes import DaemonProcess
+from specfleet.cli.speculation import coloured, legend
 from specfleet.client import AsyncClient, Client, Reply
 from specfleet.core.errors import ConfigurationError, InternalError
-from specfleet.core.generation import Tokens
-from specfleet.core.types import TokenKind
 
 PROMPTS = (
     "Once upon a time, there was a little fox who lived",
@@ -38,7 +37,6 @@ PROMPTS = (
 """Our own, from the kinds of text that the tiny pair was trained on."""
 LOOPBACK = "127.0.0.1:0"
 READY_SECONDS = 120.0
-COLOURS = {TokenKind.ACCEPTED: "green", TokenKind.BONUS: "cyan", TokenKind.RECOVERED: "yellow", TokenKind.TARGET: None}
 LONGER = 3
 """Completions of eight streams are so many times as long."""
 DEFINITIONS = """tokens/s: output tokens over the time from send to last token. target-only: through the same drafters, told
@@ -54,7 +52,14 @@ class Fleet:
 
 @click.command("demo")
 @click.option("--prompt", default=PROMPTS[0], show_default=True, metavar="TEXT", help="What to go on from.")
-@click.option("--max-tokens", default=48, show_default=True, metavar="N", help="Length of each completion.")
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    default=48,
+    show_default=True,
+    metavar="N",
+    help="Length of each completion.",
+)
 @click.option("--speculation", default="fair-goodput", show_default=True, metavar="POLICY", help="Speculation policy.")
 @click.option("--models", type=click.Path(path_type=Path), help="Folder with tiny-target and tiny-draft.")
 @click.option("--stay", is_flag=True, help="Leave the fleet running, with Prometheus where it is installed.")
@@ -68,6 +73,8 @@ def command(prompt: str, max_tokens: int, speculation: str, models: Path | None,
     specfleet demo --stay            # leave it running; Ctrl-C stops it
     """
     folder = _models(models)
+    if not prompt:
+        raise click.UsageError("--prompt is empty; give some text to go on from")
     with ExitStack() as stack:
         click.echo("starting one verifier and two drafters …", nl=False)
         began = time.monotonic()
@@ -112,15 +119,8 @@ def _stream(fleet: Fleet, prompt: str, max_tokens: int) -> None:
         stream = client.stream(prompt, max_tokens=max_tokens, temperature=0.0)
         with stream:
             for event in stream:
-                _show(event)
-    legend = ", ".join(click.style(kind.value, fg=colour) for kind, colour in COLOURS.items())
-    click.echo(f"\n\n({legend} tokens; the text is exactly the target's own)")
-
-
-def _show(event: Tokens) -> None:
-    for kind, piece in zip(event.kinds, event.pieces, strict=False):
-        click.echo(click.style(piece, fg=COLOURS[kind]), nl=False)
-    click.echo(event.text[sum(map(len, event.pieces)) :], nl=False)
+                click.echo(coloured(event), nl=False)
+    click.echo(f"\n\n({legend()} tokens; the text is exactly the target's own)")
 
 
 class Way(Enum):

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 import click
+from click.shell_completion import CompletionItem
 
 from specfleet import __version__
 from specfleet.core.errors import ConfigurationError, SpecfleetError
@@ -32,6 +33,7 @@ COMMANDS = {
     "simulate": ("specfleet.cli.simulate", "Play a fleet of any size on a virtual clock."),
     "certs": ("specfleet.cli.certs", "Make a private authority and certificates."),
     "token": ("specfleet.cli.token", "Make a bearer token."),
+    "completion": ("specfleet.cli.completion", "Make the tab key complete commands and flags."),
 }
 """Command -> (module with `command`, one line of help)."""
 
@@ -68,10 +70,16 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Without importing them all, which takes longer than anybody waits after a tab key."""
+        flags = click.Command.shell_complete(self, ctx, incomplete)
+        found = ((name, text) for name, (_, text) in COMMANDS.items() if name.startswith(incomplete))
+        return [*(CompletionItem(name, help=text) for name, text in found), *flags]
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+        if args and args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
             raise click.UsageError(f"no command {args[0]!r}{_suggestion(args[0])}", ctx)
         return super().resolve_command(ctx, args)
 
@@ -94,6 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     SPECFLEET_DEBUG=1 shows where an error came from.
     """
     args = list(sys.argv[1:] if arguments is None else arguments)
+    # gRPC's own lines about handshakes would stand above our one line that says what to do.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         # click returns the exit code of --help and the like, and what our commands return: their exit code or None.
         code = specfleet.main(args, prog_name="specfleet", standalone_mode=False)
@@ -123,6 +133,8 @@ def _bug(error: Exception) -> int:
 
 
 def _failed(message: str, code: int) -> int:
+    if "_SPECFLEET_COMPLETE" in os.environ:
+        return code  # somebody pressed the tab key; what they have typed so far is theirs to mend
     if os.environ.get("SPECFLEET_DEBUG") == "1":
         traceback.print_exc()
     click.echo(f"specfleet: error: {' '.join(message.split())}", err=True)

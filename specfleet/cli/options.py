@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from specfleet.cli.completion import Completer, files, values
 from specfleet.core.config import (
     Address,
     alternatives,
@@ -43,7 +44,9 @@ def daemon_command(
         f"Settings come from --config (table [{name}]), then the environment ({variable_name(name, 'key')[:-3]}…), "
         "then flags; the later outranks the earlier."
     )
-    config = click.Option(["--config"], metavar="FILE", help="A TOML file with a table of that name.")
+    config = click.Option(
+        ["--config"], metavar="FILE", help="A TOML file with a table of that name.", shell_complete=files
+    )
     return click.Command(name, callback=callback, params=[config, *options(model, name)], help=help_)
 
 
@@ -58,7 +61,10 @@ def _option(key: str, field: FieldInfo, section: str) -> click.Option:
     if field.annotation is bool:
         # Both ways, so that a flag can also take back what the environment says.
         return click.Option([f"{flag}/--no-{flag[2:]}"], default=None, help=help_)
-    return click.Option([flag], metavar=_metavar(field), multiple=is_tuple(field), help=help_)
+    metavar = _metavar(field)
+    return click.Option(
+        [flag], metavar=metavar, multiple=is_tuple(field), help=help_, shell_complete=_completer(field, metavar)
+    )
 
 
 def _help(key: str, field: FieldInfo, section: str) -> str:
@@ -82,6 +88,16 @@ def _default(field: FieldInfo) -> str | None:
     if isinstance(value, tuple):
         return ", ".join(map(str, value))
     return str(value.value if isinstance(value, Enum) else value)
+
+
+def _completer(field: FieldInfo, metavar: str) -> Completer | None:
+    """What the tab key offers: `json_schema_extra={"values": …}`, the choices there are, or files."""
+    extra = field.json_schema_extra
+    if isinstance(extra, dict) and isinstance(extra.get("values"), list):
+        return values(map(str, extra["values"]))  # type: ignore[arg-type]
+    if metavar.startswith("PATH"):
+        return files
+    return values(metavar.split("|")) if "|" in metavar else None
 
 
 def _metavar(field: FieldInfo) -> str:

@@ -15,11 +15,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from specfleet.bench.prompts import read_prompts
 from specfleet.cli import profile_acceptance as acceptance
+from specfleet.cli.completion import files
+from specfleet.cli.demo import PROMPTS
 from specfleet.cli.profile_acceptance import Against
 from specfleet.cli.table import table
 from specfleet.core.errors import ConfigurationError
 from specfleet.core.extras import need
+from specfleet.observability.progress import loading
 
 if TYPE_CHECKING:
     from specfleet.engine import TorchEngine
@@ -49,7 +53,9 @@ class Settings:
 
 
 @click.command("profile")
-@click.option("--model", required=True, metavar="PATH_OR_HUB_ID", help="Model to measure.  [required]")
+@click.option(
+    "--model", required=True, metavar="PATH_OR_HUB_ID", shell_complete=files, help="Model to measure.  [required]"
+)
 @click.option("--drafter", is_flag=True, help="Measure how fast it drafts instead of how long its steps take.")
 @click.option("--device", default="cpu", show_default=True, metavar="TEXT", help="cpu, cuda or cuda:N.")
 @click.option(
@@ -123,14 +129,24 @@ def command(
     """
     for module in ("torch", "scipy"):
         need(module)
+    from drafter.config import NGRAM
+    from scheduler.step_time import StepProfile
+
+    if flags["model"] == NGRAM:
+        raise click.UsageError("--model ngram is no model: looking up takes no step that could be measured")
     if verifier and not drafter:
         raise click.UsageError("--verifier is asked about a draft model's guesses; add --drafter")
     if prompts and not verifier:
         raise click.UsageError("--prompts are continued by a verifier; add --verifier HOST:PORT")
+    against = None
+    if verifier:
+        profiled = StepProfile.load(step_profile) if step_profile else None
+        texts = read_prompts(prompts) if prompts else PROMPTS
+        against = Against(verifier, texts, profiled, verifier_ca, verifier_token, insecure)
     settings = Settings(
         threads=threads or (1 if drafter else max(1, (os.cpu_count() or 2) // 2)),
         out=_writable(out or Path(DRAFT_FILE if drafter else STEP_FILE)),
-        against=Against(verifier, prompts, step_profile, verifier_ca, verifier_token, insecure) if verifier else None,
+        against=against,
         **flags,
     )
     (_drafting if drafter else _steps)(settings)
@@ -177,18 +193,19 @@ def _drafting(settings: Settings) -> None:
 
 @contextmanager
 def _engine(settings: Settings) -> Iterator[TorchEngine]:
-    from specfleet.engine import EngineConfig, TorchEngine
-    from specfleet.profiling.measure import kv_cache_tokens
+    with loading(settings.model):
+        from specfleet.engine import EngineConfig, TorchEngine
+        from specfleet.profiling.measure import kv_cache_tokens
 
-    engine = TorchEngine(
-        EngineConfig(
-            model=settings.model,
-            device=settings.device,
-            dtype=settings.dtype,
-            kv_cache_tokens=kv_cache_tokens(),
-            threads=settings.threads,
+        engine = TorchEngine(
+            EngineConfig(
+                model=settings.model,
+                device=settings.device,
+                dtype=settings.dtype,
+                kv_cache_tokens=kv_cache_tokens(),
+                threads=settings.threads,
+            )
         )
-    )
     try:
         yield engine
     finally:

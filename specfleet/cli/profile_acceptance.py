@@ -14,9 +14,11 @@ import click
 
 from specfleet.cli.table import table
 from specfleet.core.errors import ConfigurationError
+from specfleet.observability.progress import gauge, waiting
 
 if TYPE_CHECKING:
     from scheduler.draft_time import DraftProfile
+    from scheduler.step_time import StepProfile
     from specfleet.engine import TorchEngine
     from specfleet.profiling.acceptance import Heard
 
@@ -30,8 +32,8 @@ class Against:
     """The verifier to measure acceptance against, and how to reach it."""
 
     verifier: str
-    prompts: Path | None
-    step_profile: Path | None
+    prompts: tuple[str, ...]
+    step_profile: StepProfile | None
     verifier_ca: Path | None
     verifier_token: Path | None
     insecure: bool
@@ -74,8 +76,6 @@ def _paces(heard: Sequence[Heard]) -> list[float]:
 
 async def _listen(against: Against, model: str, context: int) -> list[Heard]:
     from drafter.vocabulary import check_vocabulary
-    from specfleet.bench.prompts import read_prompts
-    from specfleet.cli.demo import PROMPTS
     from specfleet.profiling.acceptance import listen
     from specfleet.text import Tokenizer
     from specfleet.wire.credentials import Credentials, token_file
@@ -85,18 +85,20 @@ async def _listen(against: Against, model: str, context: int) -> list[Heard]:
     credentials = Credentials(
         token_file(against.verifier_token), watched_tls(against.verifier_ca, None, None), against.insecure
     )
-    texts = read_prompts(against.prompts) if against.prompts else PROMPTS
     connection = GrpcVerifierConnection(against.verifier, credentials)
     try:
         tokenizer = Tokenizer.from_folder(model)
         target = await check_vocabulary(connection, tokenizer.vocabulary())
         most = min(context, target.context_length) - TOKENS
-        prompts = [ids for text in texts if 0 < len(ids := tokenizer.encode(text)) <= most]
+        prompts = [ids for text in against.prompts if 0 < len(ids := tokenizer.encode(text)) <= most]
         if not prompts:
             raise ConfigurationError(f"--prompts: all of them are longer than {most} tokens; give shorter ones")
-        return [
-            await listen(connection, tokenizer.vocabulary(), prompt, TOKENS, time.perf_counter) for prompt in prompts
-        ]
+        heard = []
+        with waiting(f"listening to {against.verifier}") as tell:
+            for number, prompt in enumerate(prompts):
+                tell(f"listening to {against.verifier} {gauge(number / len(prompts))}")
+                heard.append(await listen(connection, tokenizer.vocabulary(), prompt, TOKENS, time.perf_counter))
+        return heard
     finally:
         await connection.close()
 
@@ -105,10 +107,9 @@ def report(against: Against, found: Acceptance, profile: DraftProfile) -> DraftP
     """A table of lengths, and the profile with what it says."""
     from dataclasses import replace
 
-    from scheduler.step_time import StepProfile
     from specfleet.profiling.acceptance import Costs, speeds, tokens_a_round
 
-    token = StepProfile.load(against.step_profile).per_token if against.step_profile else 0.0
+    token = against.step_profile.per_token if against.step_profile else 0.0
     costs = Costs(profile.at(1), found.round_trip, found.token_seconds, token)
     by_length = speeds(found.texts, costs)
     best = max(range(len(by_length)), key=by_length.__getitem__)

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
+from specfleet.cli.completion import files
 from specfleet.client import Client, Tls
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -44,9 +45,16 @@ def call_options(function: F) -> F:
                 "--token", envvar="SPECFLEET_TOKEN", metavar="TEXT", help="Bearer token; better in SPECFLEET_TOKEN."
             ),
             click.option("--tls", "use_tls", is_flag=True, help="Use TLS, and trust public authorities."),
-            click.option("--tls-ca", metavar="FILE", help="Use TLS, and trust these authorities (PEM)."),
-            click.option("--tls-cert", metavar="FILE", help="Certificate to show to a server that asks for one (PEM)."),
-            click.option("--tls-key", metavar="FILE", help="Its private key (PEM)."),
+            click.option(
+                "--tls-ca", metavar="FILE", shell_complete=files, help="Use TLS, and trust these authorities (PEM)."
+            ),
+            click.option(
+                "--tls-cert",
+                metavar="FILE",
+                shell_complete=files,
+                help="Certificate to show where one is asked for (PEM).",
+            ),
+            click.option("--tls-key", metavar="FILE", shell_complete=files, help="Its private key (PEM)."),
             click.option("--insecure", is_flag=True, help="Plaintext to other machines is meant."),
         )
     ):

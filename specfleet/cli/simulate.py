@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,10 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
+from specfleet.cli.completion import files, values
 from specfleet.cli.folders import made
 from specfleet.cli.table import cell, table
 from specfleet.core.extras import need
+from specfleet.observability.progress import gauge, waiting
 
 if TYPE_CHECKING:
     from simulator.baselines import Policy
@@ -27,14 +29,31 @@ if TYPE_CHECKING:
     from simulator.tables import Tables
     from simulator.watch import Sink
 
-PATIENCE_SECONDS = 2.0
-"""A run that takes longer says how far it is."""
+
+def _configurations(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Those that ship, and files."""
+    from simulator.document import shipped
+
+    names = values(name.removesuffix(".yaml") for name in shipped())(context, parameter, incomplete)
+    return names or files(context, parameter, incomplete)
+
+
+def _policies(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from scheduler.speculation import POLICIES
+    from simulator.baselines import BASELINES
+
+    return values((*POLICIES, *BASELINES))(context, parameter, incomplete)
 
 
 @click.command("simulate")
-@click.argument("config", metavar="CONFIG.yaml")
+@click.argument("config", metavar="CONFIG.yaml", shell_complete=_configurations)
 @click.option(
-    "--policy", "policies", multiple=True, metavar="NAME", help="Instead of the file's; repeat it to compare."
+    "--policy",
+    "policies",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=_policies,
+    help="Instead of the file's; repeat it to compare.",
 )
 @click.option("--seeds", type=click.IntRange(min=1), metavar="N", help="Seeds 0 to N-1 instead of the file's.")
 @click.option("--json", "as_json", is_flag=True, help="Print one object per run, too, a line each.")
@@ -280,27 +299,12 @@ def _definitions() -> None:
 
 @contextmanager
 def _progress(label: str) -> Iterator[Progress]:
-    """On standard error, where somebody is there to see it, once a run has taken a while: how far it is, and events per
-    second."""
-    if not sys.stderr.isatty():
-        yield lambda share, events: None
-        return
-    began, shown = time.perf_counter(), False
-    last = began
+    """How far a run is, and its events per second."""
+    began = time.perf_counter()
+    with waiting(label) as tell:
 
-    def look(share: float, events: int) -> None:
-        nonlocal shown, last
-        now = time.perf_counter()
-        if now - began < PATIENCE_SECONDS or now - last < 0.2:
-            return
-        shown, last = True, now
-        bar = "#" * int(30 * share)
-        _err(f"\r{label:<28.28} [{bar:<30}] {share:4.0%}  {events / (now - began):,.0f} events/s ")
+        def look(share: float, events: int) -> None:
+            rate = events / max(time.perf_counter() - began, 1e-9)
+            tell(f"{label:<28.28} {gauge(share)} {rate:,.0f} events/s")
 
-    yield look
-    if shown:
-        _err("\r" + " " * 90 + "\r")
-
-
-def _err(text: str) -> None:
-    click.echo(text, nl=False, err=True)
+        yield look

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import click
 
 from specfleet.bench.fleet import TOKEN_KINDS, Look, fleet_status
 from specfleet.bench.scrape import scrape_all
-from specfleet.cli.table import cell, table
+from specfleet.cli.screen import screen
+from specfleet.cli.table import cell, fitted
 from specfleet.core.errors import ConnectionError_
 
 DEFAULT = ("127.0.0.1:7601", "127.0.0.1:7701")
@@ -35,7 +38,6 @@ VERIFIER_HEADER = (
 PAGES = ("used", "cached", "free")
 DRAFTER_HEADER = ("drafter", "sessions", "drafted/s", "discarded", "round trip ms")
 MAX_INTERVAL = 3600
-_HOME = "\x1b[H\x1b[2J"
 
 
 @click.command("status")
@@ -64,11 +66,16 @@ def command(addresses: tuple[str, ...], interval: float, once: bool, as_json: bo
     if not 0.0 < interval <= MAX_INTERVAL:
         raise click.UsageError(f"--interval is {interval:g}, must be above 0 and at most {MAX_INTERVAL} seconds")
     live = sys.stdout.isatty() and not once and not as_json
-    for status in _statuses(tuple(dict.fromkeys(addresses)), interval, once):
-        text = json.dumps(status) if as_json else _tables(status)
-        click.echo(f"{_HOME}{text}" if live else text)
-        if once:
-            _check_answered(status)
+    with screen() if live else nullcontext(click.echo) as show:
+        for status in _statuses(tuple(dict.fromkeys(addresses)), interval, once):
+            show(json.dumps(status) if as_json else _tables(status, _width()))
+            if once:
+                _check_answered(status)
+
+
+def _width() -> int:
+    """Columns that a table may have."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
 
 
 def _statuses(addresses: Sequence[str], interval: float, once: bool) -> Iterator[dict[str, Any]]:
@@ -101,14 +108,16 @@ def _check_answered(status: dict[str, Any]) -> None:
         raise ConnectionError_(f"no daemon answers with its metrics: {status['unreachable'][0]['error']}")
 
 
-def _tables(status: dict[str, Any]) -> str:
+def _tables(status: dict[str, Any], width: int) -> str:
     parts = []
     if status["verifiers"]:
-        parts.append(table(VERIFIER_HEADER, [_verifier(row) for row in status["verifiers"]]))
+        parts.append(fitted(VERIFIER_HEADER, [_verifier(row) for row in status["verifiers"]], width))
     if status["drafters"]:
-        parts.append(table(DRAFTER_HEADER, [_drafter(row) for row in status["drafters"]]))
+        parts.append(fitted(DRAFTER_HEADER, [_drafter(row) for row in status["drafters"]], width))
     parts.extend(f"unreachable: {row['error']}" for row in status["unreachable"])
-    return "\n\n".join((*parts, DEFINITIONS))
+    if _answered(status):
+        parts.append(DEFINITIONS)
+    return "\n\n".join(parts)
 
 
 def _verifier(row: dict[str, Any]) -> tuple[str, ...]:

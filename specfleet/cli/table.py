@@ -16,6 +16,15 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(_line(row, widths) for row in (header, *rows))
 
 
+def fitted(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> str:
+    """The same; where that is wider than `width` columns, a line for each column and a column for each row."""
+    across = table(header, rows)
+    if max(map(len, across.splitlines())) <= width:
+        return across
+    first, *others = zip(header, *rows, strict=True)
+    return table(first, others)
+
+
 def _line(row: Sequence[str], widths: Sequence[int]) -> str:
     first, *others = (f"{text:>{width}}" for text, width in zip(row, widths, strict=True))
     return "  ".join((f"{first.strip():<{widths[0]}}", *others))

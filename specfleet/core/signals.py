@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def stop_requested() -> asyncio.Event:
@@ -20,3 +22,14 @@ def stop_requested() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     return stop
+
+
+@contextmanager
+def ended_by_ctrl_c() -> Iterator[None]:
+    """While the block runs Ctrl-C ends the process at once; a shell sees exit code 130. For what loads models: an exception
+    waits for torch's import, in which it may be lost, and for the event loop's next turn. In the main thread only."""
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

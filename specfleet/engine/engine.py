@@ -106,12 +106,12 @@ class TorchEngine:
             pages = default_pages(self.model.layers, self.model.dtype, self.model.device)
         else:
             pages = config.kv_cache_tokens // PAGE_SIZE
-        self._pages = PageTable(pages)
         scratch = max((bucket.scratch_pages for bucket in shapes), default=0)
         if config.deterministic:
             scratch = max(scratch, _FIXED_TOKENS // PAGE_SIZE)
         self._scratch = range(pages, pages + scratch)  # pages that only padding writes to
         self._pool = KVPool(self.model.layers, pages + scratch, self.model.dtype, self.model.device)
+        self._pages = PageTable(pages)
         self._splits = 1 if config.deterministic else None
         self._graphs = self._capture(shapes, progress) if shapes else None
         self._chooser = Chooser(self.model.device, config.seed, tracer)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from specfleet.core.errors import ConfigurationError
 from specfleet.core.step import PAGE_SIZE
 
 
@@ -26,13 +27,22 @@ class KVPool:
     page * 16 + offset."""
 
     def __init__(self, layers: Sequence[LayerShape], pages: int, dtype: torch.dtype, device: torch.device) -> None:
+        """Raises ConfigurationError where `device` has not got the memory."""
         self.pages = pages
 
         def make(heads: int, dim: int) -> torch.Tensor:
             return _zeros((pages, PAGE_SIZE, heads, dim), dtype, device)
 
-        self.keys = [make(layer.kv_heads, layer.key_dim) for layer in layers]
-        self.values = [make(layer.kv_heads, layer.value_dim) for layer in layers]
+        try:
+            self.keys = [make(layer.kv_heads, layer.key_dim) for layer in layers]
+            self.values = [make(layer.kv_heads, layer.value_dim) for layer in layers]
+        except (MemoryError, torch.OutOfMemoryError):
+            token = sum(layer.kv_heads * (layer.key_dim + layer.value_dim) for layer in layers) * dtype.itemsize
+            tokens = pages * PAGE_SIZE
+            raise ConfigurationError(
+                f"a KV cache of {tokens} tokens takes {tokens * token / 1e9:.3g} GB for this model, more than {device} has to "
+                "spare; give a smaller --kv-cache-tokens"
+            ) from None
         self._flat = [(k.flatten(0, 1), v.flatten(0, 1)) for k, v in zip(self.keys, self.values, strict=True)]
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,8 +59,15 @@ def load(
     """
     place = resolve_device(device)
     source = resolve_source(model)
-    with _quiet():
-        module = _load_module(model, source, _resolve_dtype(dtype, place)).to(place).eval().requires_grad_(False)
+    with _quiet(bars=sys.stderr.isatty() and not Path(source).is_dir()):
+        module = _load_module(model, source, _resolve_dtype(dtype, place))
+        try:
+            module = module.to(place).eval().requires_grad_(False)
+        except torch.OutOfMemoryError:
+            raise ModelLoadError(
+                f"model {model!r} takes {module.get_memory_footprint() / 1e9:.3g} GB, more than {place} has to spare; take a "
+                "smaller one, or a smaller --dtype"
+            ) from None
     parameters = sum(parameter.numel() for parameter in module.parameters())
     dtype_found, config = module.dtype, module.config.get_text_config()
     attention.register()
@@ -135,18 +143,17 @@ def _load_module(model: str, source: str, dtype: torch.dtype | str) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """transformers' warnings and progress bars off, and back to what they were."""
+def _quiet(*, bars: bool) -> Iterator[None]:
+    """transformers' warnings off, its progress bars (the hub's downloads) as said, and back to what they were."""
     log = transformers.utils.logging
-    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    verbosity, were = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()
-    log.disable_progress_bar()
+    (log.enable_progress_bar if bars else log.disable_progress_bar)()
     try:
         yield
     finally:
         log.set_verbosity(verbosity)
-        if bars:
-            log.enable_progress_bar()
+        (log.enable_progress_bar if were else log.disable_progress_bar)()
 
 
 def _context_length(config: Any) -> int:

@@ -26,8 +26,8 @@ class Credentials:
         """Raises ConfigurationError where the call would travel in the clear, though nobody said that it may."""
         if self.tls is None and not self.insecure and not is_loopback(target):
             raise ConfigurationError(
-                f"the way to {target} would be unencrypted, and it leads to another machine; use TLS, or say that plaintext "
-                "is meant with insecure"
+                f"the way to {target} would be unencrypted, and it leads to another machine; use TLS (--tls-ca, "
+                "--verifier-ca), or say insecure (--insecure) where plaintext is meant"
             )
 
     def present_tls(self) -> Tls | None:

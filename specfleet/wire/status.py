@@ -22,6 +22,7 @@ from google.protobuf.message import DecodeError
 from specfleet.core import errors
 from specfleet.core.errors import SpecfleetError
 from specfleet.v1 import errors_pb2
+from specfleet.wire.unreachable import why
 
 DETAILS_KEY = "grpc-status-details-bin"
 DOMAIN = "specfleet"
@@ -112,8 +113,8 @@ def from_status(
     info = found.get("ErrorInfo")
     row = _BY_REASON.get(info.reason) if info is not None and info.domain == DOMAIN else None
     row = row or _BY_CODE.get(code, _BY_CLASS[errors.InternalError])
-    if info is None and row.error is errors.ConnectionError_:
-        message = f"cannot reach {peer or 'the server'}: {message}; is it running there, and is the address right?"
+    if info is None:
+        message = _unanswered(code, message, peer or "the server")
     retry, request = found.get("RetryInfo"), found.get("RequestInfo")
     return row.error(
         message,
@@ -121,6 +122,18 @@ def from_status(
         request_id=request.request_id if request is not None else "",
         retry_after=retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9 if retry is not None else None,
     )
+
+
+def _unanswered(code: grpc.StatusCode, message: str, peer: str) -> str:
+    """What gRPC itself said, in words that name the server and the way out."""
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return f"cannot reach {peer}: {why(message)}"
+    if message == "Method not found!":
+        return (
+            f"{peer} is no server of that kind: it knows no such call; drafters (port 7700 by default) are asked for texts, "
+            "verifiers (7600) for texts and verdicts"
+        )
+    return f"{peer} gave no answer in time; is it busy, or stuck?" if message == "Deadline Exceeded" else message
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError, *, peer: str = "") -> SpecfleetError:

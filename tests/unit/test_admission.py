@@ -95,7 +95,7 @@ async def test_refusals_reach_the_drafter_as_typed_errors() -> None:
     async with fleet("none", delay=0.005, classes=(CHAT,), shares=shares, profile=steps) as one:
         first = asyncio.create_task(one.generate([1, 2, 3]))
         await asyncio.sleep(0.02)
-        with pytest.raises(InvalidRequest, match=r"service_class: is 'gold', must be one of: chat; or leave it empty"):
+        with pytest.raises(InvalidRequest, match=r"service_class: is 'gold', must be one of chat; or leave it empty"):
             await one.generate([1, 2], service_class="gold")
         with pytest.raises(QuotaExceeded, match="1 sessions of 'memory' are open") as refused:
             await one.generate([1, 2])
