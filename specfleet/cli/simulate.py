@@ -18,6 +18,7 @@ from specfleet.cli.completion import files, values
 from specfleet.cli.folders import made
 from specfleet.cli.table import cell, table
 from specfleet.core.extras import need
+from specfleet.core.signals import ended_by_ctrl_c
 from specfleet.observability.progress import gauge, waiting
 
 if TYPE_CHECKING:
@@ -205,6 +206,7 @@ class Session:
         with ExitStack() as stack:
             sinks = self._sinks(config, policy, seed, stack if first else None)
             progress = stack.enter_context(_progress(f"{policy.name}, seed {seed}"))
+            stack.enter_context(ended_by_ctrl_c())
             began = time.perf_counter()
             played = play(config, policy, seed, folder=self.path.parent, sinks=sinks, progress=progress)
             found = {**figures(played, time.perf_counter() - began), **_grid(labels)}

@@ -26,8 +26,8 @@ def stop_requested() -> asyncio.Event:
 
 @contextmanager
 def ended_by_ctrl_c() -> Iterator[None]:
-    """While the block runs Ctrl-C ends the process at once; a shell sees exit code 130. For what loads models: an exception
-    waits for torch's import, in which it may be lost, and for the event loop's next turn. In the main thread only."""
+    """While the block runs Ctrl-C ends the process at once; a shell sees exit code 130. For what an exception does not end:
+    torch's import, where it may be lost, what holds up the event loop, a virtual clock. In the main thread only."""
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         yield
