@@ -138,8 +138,8 @@ def _speculator(config: DrafterConfig, stack: AsyncExitStack) -> Speculator:
         return Ngram()
     with loading(config.model):
         engine = _engine(config)
-    stack.callback(engine.shutdown)
-    engine.warm_up()
+        stack.callback(engine.shutdown)
+        engine.warm_up()
     batcher = DraftBatcher(engine, measure=config.early_stop, runners_up=config.trees)
     task = asyncio.create_task(batcher.run())
     task.add_done_callback(_batcher_ended)

@@ -71,8 +71,8 @@ async def _serve(config: VerifierConfig) -> int:
         await asyncio.sleep(0)  # Ctrl-C that came until now
         with loading(config.model):
             engine = _engine(config, tracer)
-        stack.callback(engine.shutdown)
-        engine.warm_up()
+            stack.callback(engine.shutdown)
+            engine.warm_up()
         observer = VerifierMetrics(registry, ("", *(one.name for one in config.service_class)))
         if config.vllm_metrics:
             registry.register(VllmNames(observer, config.name or Path(config.model).name))

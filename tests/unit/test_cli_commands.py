@@ -17,7 +17,7 @@ import click
 import pytest
 
 from specfleet.cli import main as cli
-from specfleet.cli.chat import COLOURS, coloured
+from specfleet.cli.speculation import COLOURS, coloured
 from specfleet.core.generation import Tokens
 from specfleet.core.types import TokenKind
 from support.generation import serving_process, text_of
