@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -116,6 +117,8 @@ def machine() -> dict[str, Any]:
 
 
 def commit() -> str:
+    if shutil.which("git") is None:
+        return ""
     result = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
     )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import sys
+import signal
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from importlib import metadata
 from pathlib import Path
@@ -27,7 +28,7 @@ from specfleet.http import http_server
 from specfleet.observability import log as logs
 from specfleet.observability.grpc_server import GrpcServerMetrics
 from specfleet.observability.log import say
-from specfleet.observability.progress import loading
+from specfleet.observability.progress import gauge, loading
 from specfleet.observability.registry import serve_metrics
 from specfleet.observability.trace import traced
 from specfleet.observability.verifier import PREFIX, VerifierGauges, VerifierMetrics
@@ -42,7 +43,8 @@ from verifier.verifier import Limits, TargetOnly, Verifier
 from verifier.watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from specfleet.engine import TorchEngine
+    from specfleet.engine import EngineConfig, TorchEngine
+    from specfleet.engine.parallel import Ranks
 
 log = logging.getLogger(__name__)
 
@@ -51,10 +53,17 @@ def run(config: VerifierConfig) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit code."""
     need("torch")
     logs.configure(config.log_level)
-    return uvloop.run(_serve(config))
+    ranks = None
+    if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:  # torchrun started several
+        from specfleet.engine.parallel import join
+
+        ranks = join(config.device)
+        if ranks.rank:
+            return _follow(config, ranks)
+    return uvloop.run(_serve(config, ranks))
 
 
-async def _serve(config: VerifierConfig) -> int:
+async def _serve(config: VerifierConfig, ranks: Ranks | None) -> int:
     for line in describe(config):
         say(line)
     async with AsyncExitStack() as stack:
@@ -69,8 +78,8 @@ async def _serve(config: VerifierConfig) -> int:
         scheduler = Scheduler(_scheduler_config(config))
         tokenizer = Tokenizer.from_folder(config.model)
         await asyncio.sleep(0)  # Ctrl-C that came until now
-        with loading(config.model):
-            engine = _engine(config, tracer)
+        with loading(config.model) as relabel:
+            engine = _engine(config, tracer, ranks, relabel)
             stack.callback(engine.shutdown)
             engine.warm_up()
         observer = VerifierMetrics(registry, ("", *(one.name for one in config.service_class)))
@@ -108,34 +117,42 @@ async def _serve(config: VerifierConfig) -> int:
     return 0
 
 
-def _engine(config: VerifierConfig, tracer: Tracer | None) -> TorchEngine:
+def _engine(
+    config: VerifierConfig, tracer: Tracer | None, ranks: Ranks | None, relabel: Callable[[str], None]
+) -> TorchEngine:
     # Imported here: torch takes seconds, and whatever else can be wrong is said before.
-    from specfleet.engine import EngineConfig, TorchEngine
+    from specfleet.engine import TorchEngine
 
-    return TorchEngine(
-        EngineConfig(
-            model=config.model,
-            device=config.device,
-            dtype=config.dtype,
-            kv_cache_tokens=config.kv_cache_tokens,
-            threads=config.threads or max(1, (os.cpu_count() or 2) // 2),
-            seed=config.seed,
-            deterministic=config.deterministic,
-            graphs=None if config.cuda_graphs else False,
-        ),
-        tracer=tracer,
-        progress=_captured,
+    def captured(done: int, total: int) -> None:
+        relabel(f"capturing CUDA graphs {gauge(done / total)}")
+
+    return TorchEngine(_engine_config(config, ranks), tracer=tracer, progress=captured, ranks=ranks)
+
+
+def _engine_config(config: VerifierConfig, ranks: Ranks | None) -> EngineConfig:
+    from specfleet.engine import EngineConfig
+
+    return EngineConfig(
+        model=config.model,
+        device=ranks.device if ranks else config.device,
+        dtype=config.dtype,
+        kv_cache_tokens=config.kv_cache_tokens,
+        threads=config.threads or max(1, (os.cpu_count() or 2) // 2),
+        seed=config.seed,
+        deterministic=config.deterministic,
+        graphs=None if config.cuda_graphs else False,
     )
 
 
-def _captured(done: int, total: int) -> None:
-    """How far the capture of CUDA graphs is: a bar where somebody watches, a line in the log where nobody does."""
-    if sys.stderr.isatty():
-        bar = "#" * (30 * done // total)
-        sys.stderr.write(f"\rCUDA graphs [{bar:30}] {done}/{total}" + ("\n" if done == total else ""))
-        sys.stderr.flush()
-    elif done == total:
-        log.info("captured CUDA graphs", extra={"graphs": total})
+def _follow(config: VerifierConfig, ranks: Ranks) -> int:
+    """All that ranks other than 0 do: their share of each step, until rank 0 has drained and says so."""
+    from specfleet.engine.leader import follow
+    from specfleet.engine.worker import Worker
+
+    for number in (signal.SIGTERM, signal.SIGINT):  # meant for rank 0, which drains
+        signal.signal(number, signal.SIG_IGN)
+    follow(Worker(_engine_config(config, ranks), ranks=ranks), ranks)
+    return 0
 
 
 def _scheduler_config(config: VerifierConfig) -> SchedulerConfig:

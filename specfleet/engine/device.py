@@ -1,9 +1,10 @@
-"""What a device is called, for people."""
+"""What a device is called, for people; which one kernels are launched on."""
 
 from __future__ import annotations
 
 import os
 import platform
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -18,3 +19,8 @@ def device_name(device: torch.device) -> str:
     lines = _CPUS.read_text().splitlines() if _CPUS.exists() else []
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     return f"{model or platform.processor() or 'CPU'}, {os.cpu_count()} cores, threads {torch.get_num_threads()}"
+
+
+def launching_on(device: torch.device) -> AbstractContextManager[object]:
+    """Within it kernels start on `device`: Triton takes the thread's current one, wherever its tensors are."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

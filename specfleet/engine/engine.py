@@ -11,63 +11,23 @@ from dataclasses import dataclass
 
 import torch
 
-from specfleet.core.errors import ConfigurationError, InvalidRequest, Overloaded
-from specfleet.core.step import PAGE_SIZE, Alternative, StepItem, StepResult, Stop
+from specfleet.core.errors import InvalidRequest, Overloaded
+from specfleet.core.step import Alternative, StepItem, StepResult, Stop
 from specfleet.core.trace import Phase, Tracer
 from specfleet.core.types import SamplingParams
-from specfleet.engine.attention import AttentionContext
-from specfleet.engine.batch import Span, StepBatch, fixed_passes
-from specfleet.engine.buckets import Bucket, buckets
+from specfleet.engine.batch import Span
 from specfleet.engine.checks import check_item
 from specfleet.engine.choose import Choice, Chooser
-from specfleet.engine.graphs import CudaCapture, Graphs, Progress, again
-from specfleet.engine.kv_pool import KVPool
-from specfleet.engine.memory import default_pages
-from specfleet.engine.model import LoadedModel, load
+from specfleet.engine.config import EngineConfig
+from specfleet.engine.graphs import Progress
+from specfleet.engine.leader import Leader
+from specfleet.engine.model import LoadedModel
 from specfleet.engine.pages import PageCounters, PageTable
-
-_FIXED_TOKENS = 64
-"""Tokens of a deterministic pass."""
-_GRAPH_SEQUENCES, _GRAPH_TOKENS = 64, 512
-"""The largest steps that run as graphs; larger ones have enough to do for launches not to matter."""
+from specfleet.engine.parallel import Ranks
+from specfleet.engine.worker import Worker
 
 _WARM_UPS, _WARM_UP_TOKENS = 2, 6
 """Times over, and length of a prompt that stays within a page, so that nothing of it is cached."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineConfig:
-    """What an engine is told; what it finds out is on the engine itself."""
-
-    model: str
-    """Folder with config.json and weights, or a Hugging Face id."""
-    device: str = "cpu"
-    """cpu, cuda or cuda:N."""
-    dtype: str = "auto"
-    """float32, bfloat16, float16, or auto: float32 on the CPU, else the checkpoint's."""
-    kv_cache_tokens: int | None = None
-    """Room for this many tokens in all sequences together, the prefix cache included; None takes what a GPU has free, and
-    16,384 on the CPU."""
-    attention: str = "auto"
-    """sdpa, triton, varlen, or auto: `attention.CHOICES`, the first that runs."""
-    quantize: str | None = None
-    """int8 or int4, for models that only draft."""
-    threads: int | None = None
-    """torch's CPU threads; None leaves its default."""
-    seed: int | None = None
-    """Seed of the unseeded rule's generator; None takes one from the operating system."""
-    deterministic: bool = False
-    """Compute in passes of one shape (64 tokens) and, with varlen, without splitting keys: a token's logits then depend
-    less, on most kernels not at all, on what else is in the step. Costs a pass of 64 tokens for every step."""
-    graphs: bool | None = None
-    """Run steps of up to 64 sequences and 512 tokens from CUDA graphs, captured at start. None: on CUDA with attention triton.
-    True where there is no CUDA pads and buffers in the same way, and captures nothing: for tests."""
-
-    def __post_init__(self) -> None:
-        if self.kv_cache_tokens is not None and self.kv_cache_tokens < PAGE_SIZE:
-            raise ConfigurationError(f"kv_cache_tokens is {self.kv_cache_tokens}, must be at least {PAGE_SIZE}")
-        if self.threads is not None and self.threads < 1:
-            raise ConfigurationError(f"threads is {self.threads}, must be at least 1")
 
 
 @dataclass(slots=True)
@@ -92,58 +52,21 @@ class TorchEngine:
         model: LoadedModel | None = None,
         tracer: Tracer | None = None,
         progress: Progress | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         """Load `config.model` (or take `model`, already loaded). Raises ModelLoadError or ConfigurationError. `tracer`: told
-        what the parts of a step took; on a GPU each is waited for then. `progress`: told of the capture of graphs."""
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
+        what the parts of a step took; on a GPU each is waited for then. `progress`: told of the capture of graphs.
+        `ranks`: those that share the model, this one being 0; on the others `leader.follow` runs a `Worker` of `config`."""
         self.config = config
-        self.model = model or load(config.model, config.device, config.dtype, config.attention, config.quantize)
+        worker = Worker(config, model, progress, ranks)
+        self.model = worker.model
         self.counters = EngineCounters()
         self._tracer = tracer
-        shapes = self._graph_shapes()
-        if config.kv_cache_tokens is None:
-            pages = default_pages(self.model.layers, self.model.dtype, self.model.device)
-        else:
-            pages = config.kv_cache_tokens // PAGE_SIZE
-        scratch = max((bucket.scratch_pages for bucket in shapes), default=0)
-        if config.deterministic:
-            scratch = max(scratch, _FIXED_TOKENS // PAGE_SIZE)
-        self._scratch = range(pages, pages + scratch)  # pages that only padding writes to
-        self._pool = KVPool(self.model.layers, pages + scratch, self.model.dtype, self.model.device)
-        self._pages = PageTable(pages)
-        self._splits = 1 if config.deterministic else None
-        self._graphs = self._capture(shapes, progress) if shapes else None
+        self._worker = Leader(worker, ranks) if ranks else worker
+        self._pages = PageTable(worker.pages)
         self._chooser = Chooser(self.model.device, config.seed, tracer)
         self._lock = threading.Lock()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="specfleet-engine")
-
-    def _graph_shapes(self) -> list[Bucket]:
-        """Of the steps that run as graphs; none where graphs are off. Raises ConfigurationError where they cannot be on."""
-        captures, backend = self.model.device.type == "cuda", self.model.backend
-        wanted = self.config.graphs
-        if wanted and captures and backend != "triton":
-            raise ConfigurationError(f"graphs need attention triton, not {backend}; choose triton, or no graphs")
-        if not (captures and backend == "triton" if wanted is None else wanted):
-            return []
-        if self.config.deterministic:
-            return [Bucket(_FIXED_TOKENS, _FIXED_TOKENS)]
-        return buckets(_GRAPH_SEQUENCES, min(_GRAPH_TOKENS, self.model.context_length))
-
-    @torch.inference_mode()
-    def _capture(self, shapes: list[Bucket], progress: Progress | None) -> Graphs:
-        model = self.model
-        return Graphs(
-            model.run,
-            shapes,
-            self._pool,
-            self._scratch,
-            model.backend,
-            model.context_length,
-            CudaCapture(model.device) if model.device.type == "cuda" else again,
-            self._splits,
-            progress,
-        )
 
     # Room ----------------------------------------------------------------------------------------------------------
 
@@ -215,8 +138,9 @@ class TorchEngine:
             self.counters, self._pages.counters = EngineCounters(), PageCounters()
 
     def shutdown(self) -> None:
-        """Wait for the step that is running and end the engine's thread."""
+        """Wait for the step that is running and end the engine's thread, and other ranks."""
         self._thread.shutdown()
+        self._worker.shutdown()
 
     # Steps ---------------------------------------------------------------------------------------------------------
 
@@ -294,22 +218,9 @@ class TorchEngine:
             pages = self._pages.block_table(item.sequence)
             rows = item.draft + 1 + len(item.alternatives) if item.sample else 0
             spans.append(Span(tokens, start, pages, rows, [first + one.offset for one in item.alternatives]))
-        self._pool.copy(copies)
-        if not self.config.deterministic:
-            return self._run(spans)
-        # Cloned: a graph's next replay writes to the same memory.
-        return torch.cat([self._run(part).clone() for part in fixed_passes(spans, _FIXED_TOKENS, self._scratch)])
-
-    def _run(self, spans: Sequence[Span]) -> torch.Tensor:
-        replay = self._graphs.fill(spans) if self._graphs else None
-        batch = StepBatch(spans, self.model.device) if replay is None else None
-        self._mark(Phase.BUILD)
-        began = time.perf_counter()
-        if replay is not None:
-            logits = replay()
-        else:
-            logits = self.model.run(AttentionContext(batch, self._pool, self.model.backend, self._splits))
-        self.counters.forward_seconds += time.perf_counter() - began
+        self._worker.copy(copies)
+        logits = self._worker.run(spans, lambda: self._mark(Phase.BUILD))
+        self.counters.forward_seconds += self._worker.forward_seconds
         self.counters.tokens += sum(span.count for span in spans)
         self._mark(Phase.FORWARD)
         return logits
@@ -340,7 +251,7 @@ class TorchEngine:
                 moves.append(self._pages.adopt(item.sequence, start + len(item.tokens) + right, length))
                 length += 1
             lengths.append(length)
-        self._pool.move(moves)
+        self._worker.move(moves)
         self._roll_back(items, lengths)
 
     def _roll_back(self, items: Sequence[StepItem], lengths: Sequence[int]) -> None:

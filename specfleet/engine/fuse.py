@@ -23,6 +23,7 @@ from torch import nn
 from torch.nn.functional import embedding, linear, rms_norm, silu
 
 from specfleet.engine.attention import AttentionContext, Look, paged_attention
+from specfleet.engine.parallel import RowwiseLinear, summed
 from specfleet.engine.quantize import Int4Linear, Int8Linear, stacked
 
 _PACKED_ROWS = 8
@@ -152,10 +153,10 @@ class FusedLayer:
         self.attention_norm, self.mlp_norm = _norm(layer.input_layernorm), _norm(layer.post_attention_layernorm)
         self.head_norms = (_norm(attention.q_norm), _norm(attention.k_norm)) if hasattr(attention, "q_norm") else None
         self.qkv = kind(attention.q_proj, attention.k_proj, attention.v_proj)
-        self.out = kind(attention.o_proj)
+        self.out = _output(attention.o_proj, kind)
         self.gate_size = mlp.gate_proj.out_features
         self.gate_up = kind(mlp.gate_proj, mlp.up_proj)
-        self.down = kind(mlp.down_proj)
+        self.down = _output(mlp.down_proj, kind)
 
     def __call__(
         self, x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, context: AttentionContext
@@ -174,6 +175,22 @@ class FusedLayer:
         x = self.out.add_to(x, seen.reshape(tokens, -1))
         both = self.gate_up.forward(self.mlp_norm(x))
         return self.down.add_to(x, silu(both[:, : self.gate_size]).mul_(both[:, self.gate_size :]))
+
+
+class SummedLinear:
+    """A product over the inputs of this rank, added up over all ranks."""
+
+    def __init__(self, share: Linear) -> None:
+        self._share = share
+
+    def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """residual + the ranks' sum."""
+        return summed(self._share.forward(x)) + residual
+
+
+def _output(layer: nn.Linear, kind: type[Linear]) -> Linear | SummedLinear:
+    product = kind(layer)
+    return SummedLinear(product) if isinstance(layer, RowwiseLinear) else product
 
 
 def _norm(norm: Any) -> Callable[[torch.Tensor], torch.Tensor]:

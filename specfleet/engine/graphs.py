@@ -79,9 +79,20 @@ class Buffers:
         self.pages = self._device[5 * tokens :]
         self._fields = self._host[: 5 * tokens].view(5, tokens).numpy()
         self._host_pages = self._host[5 * tokens :].numpy()
+        self._copied = torch.cuda.Event() if device.type == "cuda" else None
+
+    def wait(self) -> None:
+        """Until pinned memory may be written to again: a step that only computes ends before its copies need have begun."""
+        if self._copied is not None:
+            self._copied.synchronize()
+
+    def copied(self) -> None:
+        """What was to be copied for this step is under way."""
+        if self._copied is not None:
+            self._copied.record()
 
     def fill(self, batch: StepBatch) -> None:
-        """From a batch on the CPU. The last copy is over: every step ends by waiting for its results."""
+        """From a batch on the CPU."""
         parts = (batch.token_ids[0], batch.position_ids[0], batch.slots, batch.places, batch.logit_rows)
         for field, part in zip(self._fields, parts, strict=True):
             field[: len(part)] = part.numpy()
@@ -130,9 +141,11 @@ class StaticBatch:
     def fill(self, step: StepBatch) -> None:
         """`step`: on the CPU, of exactly the bucket's tokens."""
         self.step = step
+        self._buffers.wait()
         self._buffers.fill(step)
         for queries in self._tiles:
             self._fill_tiles(queries)
+        self._buffers.copied()
 
     def _fill_tiles(self, queries: int) -> None:
         assert self.step is not None

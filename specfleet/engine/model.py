@@ -20,8 +20,10 @@ from specfleet.core.errors import ConfigurationError, ModelLoadError
 from specfleet.engine import attention, quantize
 from specfleet.engine.attention import AttentionCall, AttentionContext
 from specfleet.engine.batch import Span, StepBatch
+from specfleet.engine.device import launching_on
 from specfleet.engine.fuse import KINDS, DenseLinear, FusedDecoder, can_fuse, can_pack, pack_linears
 from specfleet.engine.kv_pool import KVPool, LayerShape
+from specfleet.engine.parallel import Ranks, shard
 
 _PROBE_TOKENS = 24
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -49,29 +51,50 @@ class LoadedModel:
 
 
 def load(
-    model: str, device: str = "cpu", dtype: str = "auto", backend: str = "auto", bits: str | None = None
+    model: str,
+    device: str = "cpu",
+    dtype: str = "auto",
+    backend: str = "auto",
+    bits: str | None = None,
+    ranks: Ranks | None = None,
 ) -> LoadedModel:
     """Load a folder or a Hugging Face id onto `device`.
 
     `dtype`: float32, bfloat16, float16, or auto (float32 on the CPU, else what the checkpoint says). `backend`: sdpa, triton,
-    varlen, or auto (`attention.CHOICES`). `bits`: int8 or int4, for a model that only drafts. Raises ModelLoadError or
-    ConfigurationError, naming the value and the way out.
+    varlen, or auto (`attention.CHOICES`). `bits`: int8 or int4, for a model that only drafts. `ranks`: load this one's share.
+    Raises ModelLoadError or ConfigurationError, naming the value and the way out.
     """
     place = resolve_device(device)
     source = resolve_source(model)
     with _quiet(bars=sys.stderr.isatty() and not Path(source).is_dir()):
         module = _load_module(model, source, _resolve_dtype(dtype, place))
-        try:
-            module = module.to(place).eval().requires_grad_(False)
-        except torch.OutOfMemoryError:
-            raise ModelLoadError(
-                f"model {model!r} takes {module.get_memory_footprint() / 1e9:.3g} GB, more than {place} has to spare; take a "
-                "smaller one, or a smaller --dtype"
-            ) from None
+    return adapt(module, model, place, backend, bits, ranks)
+
+
+def adapt(
+    module: Any,
+    model: str,
+    place: torch.device,
+    backend: str = "auto",
+    bits: str | None = None,
+    ranks: Ranks | None = None,
+) -> LoadedModel:
+    """Make of transformers' `module` something that the engine can run on `place`; the module is used up. Arguments and errors
+    as of `load`; `model` is its name."""
     parameters = sum(parameter.numel() for parameter in module.parameters())
+    if ranks is not None:
+        shard(module, ranks)  # before it moves: it need not fit on one device
+    try:
+        module = module.to(place).eval().requires_grad_(False)
+    except torch.OutOfMemoryError:
+        raise ModelLoadError(
+            f"model {model!r} takes {module.get_memory_footprint() / 1e9:.3g} GB, more than {place} has to spare; take a "
+            "smaller one, or a smaller --dtype"
+        ) from None
     dtype_found, config = module.dtype, module.config.get_text_config()
     attention.register()
-    backend, calls, runner = _adapt(module, model, backend, place, bits)
+    with launching_on(place):
+        backend, calls, runner = _adapt(module, model, backend, place, bits)
     return LoadedModel(
         run=runner,
         name=model,

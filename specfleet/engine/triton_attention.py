@@ -44,11 +44,12 @@ def _rows(queries: int, share: int) -> int:
 
 def splits_for(programs: int, most_keys: int, device: torch.device) -> int:
     """Into how many parts to split each tile's keys, so that `programs` tiles and key heads fill the device. A part has at
-    least four iterations' worth of keys."""
+    least four iterations' worth of keys. A power of two: each number is a kernel of its own."""
     if device.type != "cuda":
         return 1
     room = 2 * torch.cuda.get_device_properties(device).multi_processor_count // max(1, programs)
-    return max(1, min(room, _MOST_SPLITS, most_keys // (4 * _KEYS)))
+    most = max(1, min(room, _MOST_SPLITS, most_keys // (4 * _KEYS)))
+    return 1 << (most.bit_length() - 1)
 
 
 def paged_attention(

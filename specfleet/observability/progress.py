@@ -35,11 +35,12 @@ def gauge(share: float) -> str:
 
 
 @contextmanager
-def loading(model: str) -> Iterator[None]:
-    """While a model is loaded: so it is said, but where the hub's own bars say how far a download is; Ctrl-C ends it."""
+def loading(model: str) -> Iterator[Callable[[str], None]]:
+    """While a model is loaded: so it is said, but where the hub's own bars say how far a download is; Ctrl-C ends it. Gives a
+    function that changes what is said."""
     local = Path(model).expanduser().is_dir()
-    with ended_by_ctrl_c(), waiting(f"loading {model}") if local else nullcontext():
-        yield
+    with ended_by_ctrl_c(), waiting(f"loading {model}") if local else nullcontext(lambda _: None) as relabel:
+        yield relabel
 
 
 class _Line:

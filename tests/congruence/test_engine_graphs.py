@@ -86,7 +86,7 @@ def test_the_kernel_reads_only_what_stays_in_place(tmp_path: Path) -> None:
         pytest.skip("float32 on the CPU; benchmarks/gpu.py checks the device")
     folder = save_tiny_model(tmp_path, "llama", num_hidden_layers=1, max_position_embeddings=256)
     plain, graphs = engine(folder), engine(folder, attention="triton", graphs=True)
-    batches = graphs._graphs._batches.values()  # type: ignore[union-attr]
+    batches = graphs._worker.graphs._batches.values()  # type: ignore[union-attr]
     for batch in batches:
         batch.tiles(batch.most_queries)  # the model has two query heads to a key head: what a capture's run asks for
     before = [addresses(batch) for batch in batches]
@@ -112,4 +112,4 @@ def test_progress_is_told_of_every_bucket(tmp_path: Path) -> None:
         progress=lambda done, total: told.append((done, total)),
     )
     assert told == [(n, len(told)) for n in range(1, len(told) + 1)]
-    assert len(told) == len(one._graphs.buckets)  # type: ignore[union-attr]
+    assert len(told) == len(one._worker.graphs.buckets)  # type: ignore[union-attr]

@@ -147,13 +147,14 @@ def test_logits_survive_eviction_and_copied_pages(tmp_path: Path) -> None:
 def test_passes_of_one_shape_compute_the_same(family: str, tmp_path: Path) -> None:
     """With `deterministic`, the same random trace holds, and the model only ever sees 64 tokens at a time."""
     trace = Trace(save_tiny_model(tmp_path, family), seed=3, deterministic=True)
-    run, seen = trace.engine.model.run, set()
+    worker, seen = trace.engine._worker, set()
+    run = worker.model.run
 
     def watched(context: AttentionContext) -> torch.Tensor:
         seen.add(context.batch.tokens)
         return run(context)
 
-    trace.engine.model = replace(trace.engine.model, run=watched)
+    worker.model = replace(worker.model, run=watched)
     trace.walk(60)
 
     assert trace.compared > 100

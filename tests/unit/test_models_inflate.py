@@ -7,7 +7,8 @@ import torch
 from click.testing import CliRunner
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from models.inflate import inflate, is_inflated, main
+from models.inflate import main
+from models.inflation import inflate, is_inflated
 
 
 def tiny(tied: bool = True, eps: float = 1e-6) -> LlamaForCausalLM:
@@ -39,6 +40,7 @@ LARGER = [
     {"hidden": 80},  # heads and feed-forward units do not divide evenly
     {"layers": 5, "hidden": 144},
     {"factor": 4.0},
+    {"layers": 4, "hidden": 64, "heads": (16, 4), "intermediate": 96},  # one more query head to each key-value head
 ]
 
 
