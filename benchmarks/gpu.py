@@ -36,7 +36,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import MODELS, PROMPTS, Report, interleaved, medians
+from benchmarks.common import MODELS, PROMPTS, Report, interleaved, medians, progress
 from models.inflation import inflate
 from specfleet.core.step import StepItem
 from specfleet.core.types import SamplingParams
@@ -68,8 +68,8 @@ class Size:
 
 
 FULL = Size(36, 4096, (64, 16), 14336, 64, 1024, 128, 20, 4 << 30, 8192)
-SMALL = Size(17, 448, (8, 2), 1280, 4, 48, 12, 2, 16 << 20, 256)
-IDENTITY = Size(18, 512, (12, 3), 1536, 1, 0, 48, 1, 0, 0)
+SMALL = Size(17, 448, (8, 2), 1280, 4, 40, 8, 1, 16 << 20, 256)
+IDENTITY = Size(18, 448, (12, 3), 1536, 1, 0, 32, 1, 0, 0)
 QUERIES = (1, 5)
 """Tokens of each sequence in a step: decoding, and verifying four drafted ones."""
 DRAFTS = (2, 4)
@@ -81,6 +81,7 @@ def main() -> int:
     parser.add_argument("--models", type=Path, default=MODELS)
     parser.add_argument("--out", type=Path, help="write the JSON here, too")
     arguments = parser.parse_args()
+    torch.set_num_threads(1)  # several spin against each other, and the CPU's share is small
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     size = SMALL if arguments.small or device.type == "cpu" else FULL
     report, began = Report("gpu"), time.monotonic()
@@ -88,6 +89,7 @@ def main() -> int:
     for part in (identity, kernel, floors_and_steps):
         part(report, arguments.models, device, size)
         report.figures["seconds"] = round(time.monotonic() - began, 1)
+        progress(f"{part.__name__} done after {report.figures['seconds']} s")
     code = report.finish()
     if arguments.out:
         arguments.out.write_text(json.dumps(vars(report), indent=1) + "\n")
