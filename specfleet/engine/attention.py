@@ -157,9 +157,14 @@ def _tiled(
     kernel, batch, kv_heads = _triton(), context.batch, keys.shape[2]
     tiles = batch.tiles(kernel.tile_queries(batch.most_queries, query.shape[1] // kv_heads))
     splits = context.splits or kernel.splits_for(tiles.count * kv_heads, tiles.most_keys, query.device)
-    out: torch.Tensor = kernel.paged_attention(
-        query, keys, values, tiles, scale=look.scale, window=look.window, softcap=look.softcap, splits=splits
-    )
+    try:
+        out: torch.Tensor = kernel.paged_attention(
+            query, keys, values, tiles, scale=look.scale, window=look.window, softcap=look.softcap, splits=splits
+        )
+    except kernel.KernelError as error:
+        raise ConfigurationError(
+            f"attention backend triton does not run this model here: {error}; choose sdpa"
+        ) from error
     return out
 
 

@@ -15,6 +15,7 @@ import os
 import torch
 import triton
 import triton.language as tl
+from triton.errors import TritonError
 
 from specfleet.core.step import PAGE_SIZE
 from specfleet.engine.tiles import Tiles
@@ -22,9 +23,13 @@ from specfleet.engine.tiles import Tiles
 _LEAST_ROWS, _MOST_ROWS = 16, 64
 """Rows (queries times heads) of a tile: what a matrix product takes at least, and what registers hold."""
 _KEYS = 64
-"""Keys of one iteration; half of it for float32, which takes twice the registers."""
+"""Keys of one iteration; half of it for float32, which takes twice the registers, and for heads of more than 128."""
 _MOST_SPLITS = 16
 _LOG2_E = 1.4426950408889634
+
+
+KernelError = TritonError
+"""What Triton raises where a kernel does not compile or fit."""
 
 
 def interprets() -> bool:
@@ -73,7 +78,8 @@ def paged_attention(
     if splits > 1:
         parts = query.new_empty((splits, tokens, heads, value_dim), dtype=torch.float32)
         sums = query.new_empty((splits, tokens, heads, 2), dtype=torch.float32)
-    rows, block = _rows(tiles.queries, share), _KEYS if query.itemsize <= 2 else _KEYS // 2
+    rows, small = _rows(tiles.queries, share), query.itemsize <= 2 and max(key_dim, value_dim) <= 128
+    block = _KEYS if small else _KEYS // 2
     _attend[(tiles.count, kv_heads, splits)](
         query, keys, values, out, parts, sums, tiles.table, tiles.positions, tiles.places, tiles.pages,
         scale * _LOG2_E, softcap or 0.0, tokens, query.stride(0), query.stride(1), keys.stride(1), keys.stride(2),
