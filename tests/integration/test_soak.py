@@ -73,8 +73,10 @@ def unexplained(daemon: Daemon) -> list[str]:
 
 @pytest.mark.timeout(3600)
 def test_a_busy_while_leaves_nothing_behind() -> None:
-    """Through two drafters and the verifier itself, on a cache that is too small for all of them."""
-    with fleet("--kv-cache-tokens", "1024") as daemons:
+    """Through two drafters and the verifier itself, on a cache that is too small for all of them. The drafters' is small, too:
+    a cache takes memory as it is first written to, and a large one would still be doing that when growth is measured."""
+    small = ("--kv-cache-tokens", "1024")
+    with fleet(*small, drafter_arguments=small) as daemons:
         targets = [one.address for one in daemons]
         asyncio.run(load(targets, SECONDS / 3, 1))
         before = [one.rss_bytes for one in daemons]

@@ -63,11 +63,13 @@ def running(daemon: Daemon) -> Iterator[Daemon]:
 
 
 @contextmanager
-def fleet(*verifier_arguments: str, drafters: Sequence[str | Path] = (DRAFT, "ngram")) -> Iterator[tuple[Daemon, ...]]:
+def fleet(
+    *verifier_arguments: str, drafters: Sequence[str | Path] = (DRAFT, "ngram"), drafter_arguments: Sequence[str] = ()
+) -> Iterator[tuple[Daemon, ...]]:
     """A verifier and drafters, all ready."""
     with ExitStack() as stack:
         verifier = stack.enter_context(running(start_verifier(*verifier_arguments)))
-        started = [start_drafter(verifier, model=model) for model in drafters]
+        started = [start_drafter(verifier, *drafter_arguments, model=model) for model in drafters]
         yield (verifier, *(stack.enter_context(running(drafter)) for drafter in started))
 
 
