@@ -15,6 +15,7 @@ _KNOWN = (
         "WRONG_VERSION_NUMBER",
         "it does not speak TLS; leave TLS out here, or give it --tls-cert and --tls-key",
     ),
+    ("certificate has expired", "its certificate has expired; its operator has to renew it"),
     (
         "CERTIFICATE_VERIFY_FAILED",
         "its certificate is not from an authority that is trusted here; name the file of the one that is (--tls-ca, "
