@@ -97,7 +97,7 @@ class Load:
             planned = time.perf_counter() - start
             seconds = PROFILE.fixed + PROFILE.per_token * sum(item.tokens for item in plan.items)
             self._now = self._now + seconds if plan.items else plan.wake_at or self._now
-            outcome = Outcome(tuple(self._outcome(item) for item in plan.items), seconds)
+            outcome = Outcome(tuple(self._outcome(item) for item in plan.items), seconds, plan.shape)
             start = time.perf_counter()
             grants = self.scheduler.commit(outcome, self._now)
             committed = time.perf_counter() - start

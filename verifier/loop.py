@@ -229,7 +229,8 @@ class BatchLoop:
                 )
             )
         now = start + seconds
-        grants = self._scheduler.commit(Outcome(tuple(outcomes), seconds), now)
+        shape = plan.shape if len(done) == len(plan.items) else None
+        grants = self._scheduler.commit(Outcome(tuple(outcomes), seconds, shape), now)
         self._observer.decided(self._planned_in + self._clock() - now)
         self.step_seconds += 0.1 * (seconds - self.step_seconds) if self.step_seconds else seconds
         tokens = sum(len(item.tokens) + len(item.alternatives) for _, item, _ in done)
