@@ -19,7 +19,7 @@ That is a model. Whether drafting pays at all is also measured (governor.py), an
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -261,6 +261,8 @@ class FairGoodput:
         speed = record.emitted / passed if passed > 0.0 else pace
         weight = min(pace / speed, HASTE) ** HASTE / pace * record.weight
         offers = self._offers(record, weight, LONGEST_PACED)
+        if record.can_draft:
+            offers.extend(self._lengths(record))
         enough = [offer for offer in offers if offer.tokens >= need * offer.seconds]
         if enough:
             return min(enough, key=lambda offer: offer.gpu_seconds / offer.tokens)
@@ -314,6 +316,24 @@ class FairGoodput:
                 break  # all further tokens together would not do
         length, tokens, gpu, seconds, wait = found
         return Offer(ROUNDS[length], tokens, gpu, seconds, 1.0 + wait / step, seconds)
+
+    def _lengths(self, record: SessionRecord) -> Iterator[Offer]:
+        """Rounds of all lengths that a session with a pace may have: which takes the least GPU time per token is not which is
+        worth most a second."""
+        costs, rate, step = self._costs, record.acceptance.rate, self._costs.step
+        draft = record.draft_seconds.value or UNKNOWN_DRAFT_SECONDS
+        away = record.round_trip.value or UNKNOWN_ROUND_TRIP
+        busy = self._busy if len(self._view.records) > 1 else 0.0
+        gpu = costs.token + costs.context * record.known
+        tokens = survival = 1.0
+        for length in range(1, LONGEST_PACED + 1):
+            survival *= rate
+            tokens += survival
+            gpu += costs.token
+            away += draft
+            wait = busy * (math.ceil(away / step) * step - away) if away > NEAR * costs.step_fixed else 0.0
+            seconds = away + wait + step
+            yield Offer(ROUNDS[length], tokens, gpu, seconds, 1.0 + wait / step, seconds)
 
     def _stream(self, record: SessionRecord, weight: float, draft: float, trip: float) -> Offer | None:
         """Draft-ahead, with the best number of drafted tokens to verify in a step. None where it never gets ahead.
