@@ -1,12 +1,14 @@
 """The papers' set-ups in the simulator: what they claim, and what our policies do there.
 
-    python benchmarks/papers.py [--section wisp …] [--quick | --full] [--cells TEXT]
+    python benchmarks/papers.py [--section wisp …] [--quick | --full] [--cells TEXT] [--policies NAME,…] [--paces N,…]
+        [--machine NAME]
 
 Sections: wisp (devices per card at a speed), smartspec (latency over load), planet (a grid of regimes), dsd (600 and 1,000
 drafters), goodspeed (fair shares). Figures are functions of configurations and seed, the same on every machine, so one run of
 each is a measurement and not a sample of the machine. Configurations are those that ship (`simulator/configs/`), made shorter:
 a section takes 2 to 25 minutes of one core; --quick plays a corner of each in about two, --full the files as they are, hours.
---cells plays those of planet's grid whose names hold the text, so that it can be played in parts.
+--cells plays those of planet's grid whose names hold the text, and --policies only those beside ours and none (smartspec's, too), so
+that it can be played in parts; wisp plays --paces on one --machine.
 docs/results.md says what the papers claim and why figures differ.
 """
 
@@ -37,10 +39,10 @@ OURS = "fair-goodput"
 PACES = (2, 4, 6, 8)
 PUBLISHED = {OURS: (164, 142, 103, 86), "centralized": (97, 80, 54, 41), "sled": (83, 42, 27, 21)}
 """Devices at PACES tokens/s: WISP's table for Qwen3-32B on one A100; ours stands where WISP's own does."""
-GUESSES = {"wisp-fitted": 360, "wisp-roofline": 720}
-"""Where the search begins: devices times their tokens/s."""
-CLOSE = 1.03
-"""Capacities are searched until the bounds are so close."""
+GUESSES = {"wisp-fitted": (560, 310, 225), "wisp-roofline": (640, 640, 225)}
+"""Where the search begins, for ours, centralized and sled: devices times their tokens/s."""
+STRIDE, CLOSE = 1.1, 1.03
+"""How far it goes at a time, and how close its bounds are in the end."""
 CYCLES = {"quick": 2.2, "usual": 2.2, "full": 4.0}
 """A run of WISP's lasts so many times what one of its requests does."""
 LONGEST = 8
@@ -55,7 +57,8 @@ FAR = (0.05, 0.1, 0.2)
 """Where DSD's target-only is looked for, in seconds of round trip."""
 
 Changes = Mapping[str, Any]
-Section = Callable[[Report, str], None]
+Section = Callable[..., None]
+"""Of a report and a size, and what narrows it down."""
 DRAWS = 20_000
 """Of a distribution, for its mean."""
 
@@ -66,14 +69,19 @@ def main() -> int:
     parser.add_argument("--quick", action="store_const", const="quick", dest="size", default="usual")
     parser.add_argument("--full", action="store_const", const="full", dest="size")
     parser.add_argument("--cells", default="", metavar="TEXT")
+    parser.add_argument("--policies", type=lambda text: text.split(","), metavar="NAME,…")
+    parser.add_argument("--paces", type=lambda text: [int(one) for one in text.split(",")], metavar="N,…")
+    parser.add_argument("--machine", choices=GUESSES)
     arguments = parser.parse_args()
+    parts = {
+        "planet": {"only": arguments.cells, "others": arguments.policies},
+        "smartspec": {"others": arguments.policies},
+        "wisp": {"paces": arguments.paces, "machine": arguments.machine},
+    }
     report = Report("papers")
     for name in arguments.section or SECTIONS:
         print(f"\n== {name}", flush=True)
-        if name == "planet":
-            planet(report, arguments.size, arguments.cells)
-        else:
-            SECTIONS[name](report, arguments.size)
+        SECTIONS[name](report, arguments.size, **parts.get(name, {}))
     return report.finish()
 
 
@@ -112,16 +120,16 @@ def mean(drawn: Distribution, of: Callable[[float], float] = float) -> float:
 # --- WISP --------------------------------------------------------------------------------------------------------------
 
 
-def wisp(report: Report, size: str) -> None:
+def wisp(report: Report, size: str, paces: Sequence[int] | None = None, machine: str | None = None) -> None:
     """Devices that one card keeps at a speed, 95 % of requests."""
-    machines = ("wisp-fitted",) if size == "quick" else ("wisp-fitted", "wisp-roofline")
-    paces = (4,) if size == "quick" else PACES
+    machines = (machine,) if machine else ("wisp-fitted",) if size == "quick" else tuple(GUESSES)
+    paces = paces or ((4,) if size == "quick" else PACES)
     for name in machines:
         own = Configuration(name)
         rows = [[f"{name}, devices at", *(f"{pace} tokens/s" for pace in paces), "published"]]
         found: dict[str, list[int]] = {}
-        for one in (OURS, "centralized", "sled"):
-            found[one] = [capacity(own, one, pace, GUESSES[name] // pace, size) for pace in paces]
+        for one, guess in zip((OURS, "centralized", "sled"), GUESSES[name], strict=True):
+            found[one] = [capacity(own, one, pace, guess // pace, size) for pace in paces]
             published = [PUBLISHED[one][PACES.index(pace)] for pace in paces]
             rows.append([one, *map(str, found[one]), "/".join(map(str, published))])
         report.figures[name] = dict(found)
@@ -185,14 +193,13 @@ def capacity(own: Configuration, name: str, pace: float, guess: int, size: str) 
     def met(devices: int) -> bool:
         return attainment(own.play(name, {**changes, "tiers.device.count": devices}), "paced") >= 0.95
 
-    low, high = 0, guess
-    while met(high):
-        low, high = high, 2 * high
-    while not low:
-        middle = high // 2
-        if not middle:
-            return 0
-        low, high = (middle, high) if met(middle) else (0, middle)
+    low = high = guess
+    if met(guess):
+        while met(high := math.ceil(STRIDE * low)):
+            low = high
+    else:
+        while low and not met(low := int(high / STRIDE)):
+            high = low
     while high > CLOSE * low and high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if met(middle) else (low, middle)
@@ -202,11 +209,11 @@ def capacity(own: Configuration, name: str, pace: float, guess: int, size: str) 
 # --- SmartSpec ---------------------------------------------------------------------------------------------------------
 
 
-def smartspec(report: Report, size: str) -> None:
-    """Mean latency of requests over load."""
+def smartspec(report: Report, size: str, others: Sequence[str] | None = None) -> None:
+    """Median latency of requests over load; of ours, `none` and `others`."""
     own = Configuration("smartspec-load")
     rates = (1, 8) if size == "quick" else (1, 4, 8, 16, 24, 32)
-    names = (OURS, "smartspec", "fixed:4", "none")
+    names = (OURS, *(("smartspec", "fixed:4") if others is None else others), "none")
     rows = [["acceptance, requests/s: median s", *names, f"none / {OURS}"]]
     ratios: dict[tuple[float, int], float] = {}
     for acceptance in (0.8,) if size == "quick" else (0.6, 0.8):
@@ -229,11 +236,13 @@ def smartspec(report: Report, size: str) -> None:
 # --- planet ------------------------------------------------------------------------------------------------------------
 
 
-def planet(report: Report, size: str, only: str = "") -> None:
-    """Geometric mean tokens/s of every policy in every cell of the grid whose name holds `only`, ours against none and the
-    best other."""
+def planet(report: Report, size: str, only: str = "", others: Sequence[str] | None = None) -> None:
+    """Geometric mean tokens/s of every policy, or of ours, `none`, `stream` and `others`, in every cell of the grid whose name
+    holds `only`; ours against none and the best other."""
     own = Configuration("planet")
     names = list(map(str, own.document["policies"]))
+    if others is not None:
+        names = [name for name in names if name in (OURS, "none", "stream", *others)]
     published = [name for name in names if name not in (OURS, "stream")]
     print(f"{'costs, drafters, clients, ms':38}{' '.join(f'{name:>12}' for name in names)}  /none  /best", flush=True)
     shares: dict[str, list[float]] = {"none": [], "published": [], "stream": []}
@@ -271,7 +280,7 @@ def _planet_cells(own: Configuration, size: str) -> Iterator[tuple[str, dict[str
         if size == "full" or (usual if size == "usual" else corner):
             changes = {name: value_at(cell.document, name) for name in PLANET_KEYS}
             if size != "full":
-                changes |= {"duration": 12, "warm_up": 6} if clients >= 64 else {"duration": 40, "warm_up": 8}
+                changes |= {"duration": 12, "warm_up": 6} if clients >= 64 else {"duration": 20, "warm_up": 8}
             yield f"{costs}, {drafters}, {clients}, {trip * 1e3:g}", changes
 
 

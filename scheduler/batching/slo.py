@@ -36,8 +36,8 @@ STARVED = 16.0
 """Steps that somebody may wait before it goes first."""
 HORIZON = 2.0
 """Steps: whoever is due within that cannot be left for the next one."""
-AHEAD = 1.05
-"""Tokens out against those due by now, from which on a session stands back."""
+AHEAD = 1.02
+"""Tokens out against those due by now, from which on a session stands back: what it is ahead, somebody waits for."""
 CATCHING_UP = 1.15
 """Times its pace that a session which is late is to be given."""
 PROBE = 16
