@@ -7,8 +7,8 @@ Sections: wisp (devices per card at a speed), smartspec (latency over load), pla
 drafters), goodspeed (fair shares). Figures are functions of configurations and seed, the same on every machine, so one run of
 each is a measurement and not a sample of the machine. Configurations are those that ship (`simulator/configs/`), made shorter:
 a section takes 2 to 25 minutes of one core; --quick plays a corner of each in about two, --full the files as they are, hours.
---cells plays those of planet's grid whose names hold the text, and --policies only those beside ours and none (smartspec's, too), so
-that it can be played in parts; wisp plays --paces on one --machine.
+Parts can be played alone: of planet the --cells whose names hold the text, of planet and smartspec some --policies beside ours
+and none ('' for no others), of wisp some --paces on one --machine.
 docs/results.md says what the papers claim and why figures differ.
 """
 
@@ -69,8 +69,8 @@ def main() -> int:
     parser.add_argument("--quick", action="store_const", const="quick", dest="size", default="usual")
     parser.add_argument("--full", action="store_const", const="full", dest="size")
     parser.add_argument("--cells", default="", metavar="TEXT")
-    parser.add_argument("--policies", type=lambda text: text.split(","), metavar="NAME,…")
-    parser.add_argument("--paces", type=lambda text: [int(one) for one in text.split(",")], metavar="N,…")
+    parser.add_argument("--policies", type=lambda text: list(filter(None, text.split(","))), metavar="NAME,…")
+    parser.add_argument("--paces", type=lambda text: list(map(int, text.split(","))), metavar="N,…")
     parser.add_argument("--machine", choices=GUESSES)
     arguments = parser.parse_args()
     parts = {
