@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from operator import attrgetter
 
 from scheduler.types import SessionRecord
@@ -143,9 +143,10 @@ class ReadyQueue:
             self._waiting.pop(session, None)
         self._ready.add(record)
 
-    def decoded(self, record: SessionRecord) -> None:
+    @property
+    def decoded(self) -> Callable[[SessionRecord], None]:
         """`place` for a session that was in LOCAL and stays there: it waits for nobody, so it was ready and is again."""
-        self._ready.again(record)
+        return self._ready.again
 
     def discard(self, session: int) -> None:
         self._ready.discard(session)

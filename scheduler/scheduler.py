@@ -236,36 +236,49 @@ class Scheduler:
 
     def commit(self, outcome: Outcome, now: float) -> dict[int, Grant]:
         """Learn from a step; returns the next grant of every session that got a verdict."""
-        grants = {}
         self.step_time.observe(outcome.shape or self._shape(outcome.items), outcome.seconds)
         self._view.step_seconds.observe(outcome.seconds)
-        self._speculation.stepped(outcome, now)
-        self._rate.observe(sum([item.committed for item in outcome.items]), now)
+        verdicts, tokens, worth = self._learn(outcome, now)
+        self._speculation.stepped(outcome, now, worth)
+        self._rate.observe(sum(tokens.values()), now)
         self._token_cost = self.step_time.coefficients[1] * self._rate.value
-        decided, decoded, records = self._speculation.decided, self._queue.decoded, self._records
-        committed: dict[Identity, int] = {}
+        decided, decoded, grants = self._speculation.decided, self._queue.decoded, {}
+        for record, item in verdicts:
+            grant = decided(record, item, now) if record.can_draft else LOCAL
+            if grant is LOCAL is record.grant:
+                decoded(record)
+                grants[record.session] = LOCAL
+            else:
+                grants[record.session] = self._grant(record, grant, now)
+        for identity, count in tokens.items():
+            identity.committed(count, now)
+        return grants
+
+    def _learn(
+        self, outcome: Outcome, now: float
+    ) -> tuple[list[tuple[SessionRecord, ItemOutcome]], dict[Identity, int], float | None]:
+        """Count what the step did for each session. Returns those that got a verdict; the tokens of each identity; and what
+        all tokens were worth, None for a step that prefilled."""
+        records, verdicts = self._records, []
+        tokens: dict[Identity, int] = {}
+        worth, prefilled = 0.0, False
         for item in outcome.items:
-            session, fed, _, _, tokens, _, _, _ = item
+            session, fed, _, _, committed, _, _, _ = item
+            prefilled = prefilled or fed > 1 or not committed
             record = records.get(session)
             if record is None:
                 continue
             record.ready_at = now
-            if not tokens:
+            if not committed:
                 record.computed += fed
                 self._queue.place(record, now)
                 continue
+            worth += record.worth * committed
             identity = record.identity
-            committed[identity] = committed.get(identity, 0) + tokens
+            tokens[identity] = tokens.get(identity, 0) + committed
             record.committed(item, now)
-            grant = decided(record, item, now) if record.can_draft else LOCAL
-            if grant is LOCAL is record.grant:
-                decoded(record)
-                grants[session] = LOCAL
-            else:
-                grants[session] = self._grant(record, grant, now)
-        for identity, tokens in committed.items():
-            identity.committed(tokens, now)
-        return grants
+            verdicts.append((record, item))
+        return verdicts, tokens, None if prefilled else worth
 
     def _shape(self, items: Iterable[PlanItem | ItemOutcome]) -> StepShape:
         """Shape of a step, before its outcome is committed. Sessions closed meanwhile no longer say how long they were."""

@@ -170,7 +170,7 @@ class Plan:
     """Predicted duration of the step."""
     plain_seconds: float = 0.0
     """And of the same step without drafts."""
-    shape: StepShape = StepShape()
+    shape: StepShape | None = None
     """What its duration depends on."""
     wake_at: float | None = None
     """With no items: when to ask again although nothing has happened."""

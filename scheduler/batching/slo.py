@@ -263,7 +263,9 @@ class Step:
             return weight / self._cost(record, 1) if limited else weight
 
         spare = kept_for_prefill(ready.prefills.values(), self._budget.tokens)
-        given = Turns(ready.decodes, worth, alike=not (limited or pacing or taken)).share_out(self._budget.tokens - spare)
+        given = Turns(ready.decodes, worth, alike=not (limited or pacing or taken)).share_out(
+            self._budget.tokens - spare
+        )
         for record, tokens in given if limited else self._decode(given):
             self.take(record, spare, tokens - 1)
         for record in ready.prefills.values():

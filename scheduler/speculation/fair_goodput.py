@@ -19,7 +19,7 @@ That is a model. Whether drafting pays at all is also measured (governor.py), an
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -145,7 +145,7 @@ class FairGoodput:
     def opened(self, record: SessionRecord, now: float) -> Grant:
         return self._choose(record, now)
 
-    def stepped(self, outcome: Outcome, now: float) -> None:
+    def stepped(self, outcome: Outcome, now: float, worth: float | None = None) -> None:
         self._costs = Costs(self._view)
         at_once = now - outcome.seconds - self._ended_at < AT_ONCE * outcome.seconds
         self._busy += BUSY_SHARE * (at_once - self._busy)
@@ -156,35 +156,16 @@ class FairGoodput:
         price = kappa_step * self._earning / (1.0 + kappa_step * self._using)
         self._steps += 1
         self.price += max(PRICE_SHARE, 1.0 / self._steps) * (price - self.price)
-        self._govern(outcome, now)
+        self._govern(worth, now)
 
-    def _govern(self, outcome: Outcome, now: float) -> None:
+    def _govern(self, worth: float | None, now: float) -> None:
         """Tell the governor what the step earned, in shares of what everybody had been earning."""
-        earned = None
-        if outcome.items and self._drafting > 0 and self._shares > 0.0:
-            earned = self._earned(outcome.items)
+        comparable = bool(worth) and self._drafting > 0 and self._shares > 0.0
+        earned = worth / self._shares if worth and comparable else 0.0
         most = 0.5 * self._drafting
         rounds, far = self._rounds > most, self._far > most
-        self._governor.stepped(
-            earned / self._shares if earned is not None else 0.0,
-            len(self._view.records),
-            earned is not None,
-            now,
-            rounds=rounds,
-            far=far,
-        )
+        self._governor.stepped(earned, len(self._view.records), comparable, now, rounds=rounds, far=far)
         self._may_draft = self._governor.drafting
-
-    def _earned(self, items: Iterable[ItemOutcome]) -> float | None:
-        """Weighted tokens of a step; None for one that prefilled, which is not like others."""
-        earned, records = 0.0, self._view.records
-        for session, fed, _, _, committed, _, _, _ in items:
-            if fed > 1 or not committed:
-                return None
-            record = records.get(session)
-            if record is not None:
-                earned += record.worth * committed
-        return earned
 
     def decided(self, record: SessionRecord, outcome: ItemOutcome, now: float) -> Grant:
         if (record.session + self._steps) % self._turns:
