@@ -25,8 +25,6 @@ NOBODY = -1
 _EVEN_PARTS = (8.0, 1.0)
 """Tokens below so many even parts of what top_p may cut off do not race. One part is safe: all of them together cannot exceed
 what may go. Several are mostly right, and whether they are is seen by a sum."""
-_LIGHTEST = float(np.finfo(np.float32).tiny)
-"""Weight of the likeliest token is 1; noise, which is below 28, helps none that is lighter than this to win."""
 
 
 def seeded_argmax(
@@ -107,18 +105,20 @@ class Field(NamedTuple):
 def _fields(scores: np.ndarray, truncation: Truncation) -> Iterator[tuple[np.ndarray, Field]]:
     """The tokens that may be kept, in one field or two, and which rows each is of. Rows that are not finite are in none."""
     weights, rows = np.exp(scores), np.arange(len(scores))
-    least = max(truncation.min_p, _LIGHTEST)
     if truncation.top_p >= 1.0:
-        yield _field(rows, scores, weights, np.full(len(rows), least), np.full(len(rows), np.inf))
+        least = math.log(truncation.min_p) if truncation.min_p > 0.0 else np.finfo(np.float32).min
+        yield _field(rows, scores, weights, scores >= least, np.full(len(rows), np.inf))
         return
     total = weights.sum(-1, dtype=np.float64)
     spare = (1.0 - truncation.top_p) * total
-    certain = np.maximum(total - spare, _LIGHTEST)
+    certain = np.maximum(total - spare, np.finfo(np.float64).tiny)
     for parts in _EVEN_PARTS:
-        floors = np.clip(spare * (parts / scores.shape[-1]), least, 1.0)
-        rows, field = _field(rows, scores, weights, floors, certain)
+        floors = np.clip(spare * (parts / scores.shape[-1]), truncation.min_p, 1.0)
+        own = slice(None) if len(rows) == len(scores) else rows
+        candidates = weights[own] >= floors[own].astype(np.float32)[:, None]
+        rows, field = _field(rows, scores[own], weights[own], candidates, certain[own])
         here = np.add.reduceat(field.weights, field.starts, dtype=np.float64)
-        sure = (here >= field.certain) | (floors[rows] <= least)
+        sure = (here >= field.certain) | (floors[rows] <= truncation.min_p)
         if parts <= 1.0 or sure.all():
             yield rows, field
             return
@@ -128,18 +128,15 @@ def _fields(scores: np.ndarray, truncation: Truncation) -> Iterator[tuple[np.nda
 
 
 def _field(
-    rows: np.ndarray, scores: np.ndarray, weights: np.ndarray, floors: np.ndarray, certain: np.ndarray
+    rows: np.ndarray, scores: np.ndarray, weights: np.ndarray, candidates: np.ndarray, certain: np.ndarray
 ) -> tuple[np.ndarray, Field]:
-    """Of those `rows` that have any, the tokens that weigh at least the row's floor."""
-    if len(rows) < len(scores):
-        scores, weights, floors = scores[rows], weights[rows], floors[rows]
-    places = np.flatnonzero(weights >= floors.astype(np.float32)[:, None])
+    """The candidates (a mask) of `rows`, whose are the other arguments; without rows that have none."""
+    places = np.flatnonzero(candidates)
     whose = places // scores.shape[-1]
     tokens = places - whose * scores.shape[-1]
-    starts, certain = np.searchsorted(whose, np.arange(len(rows))), certain[rows]
+    starts = np.searchsorted(whose, np.arange(len(rows)))
     if len(places) == 0 or (whose[starts % len(places)] != np.arange(len(rows))).any():
         some = np.isin(np.arange(len(rows)), whose)
         rows, starts, certain = rows[some], starts[some], certain[some]
         whose = (np.cumsum(some) - 1)[whose]
-    chosen = scores.reshape(-1)[places], weights.reshape(-1)[places]
-    return rows, Field(starts, whose, tokens, *chosen, certain)
+    return rows, Field(starts, whose, tokens, scores.reshape(-1)[places], weights.reshape(-1)[places], certain)
