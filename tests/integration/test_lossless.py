@@ -83,7 +83,7 @@ DRAFTERS: tuple[tuple[str, ...], ...] = (
     ("--trees", "--no-ahead"),
     ("--no-early-stop",),
     ("--speculator", "hybrid", "--no-ahead", "--no-early-stop", "--max-draft", "2"),
-    ("--quantize", "int8"),
+    ("--quantize", "none"),
     ("--quantize", "int4", "--speculator", "hybrid", "--trees"),
 )
 """What a drafter may do otherwise; the default drafts ahead and ends drafts early. In LOCAL each of them scores the text."""
@@ -92,7 +92,7 @@ OPTIONS = (
     ("", "--speculator hybrid"),
     ("", "--no-ahead"),
     ("", "--no-early-stop", "--trees"),  # trees need what early stopping learns
-    ("", "--quantize int8", "--quantize int4"),
+    ("", "--quantize none", "--quantize int4"),  # auto is int8 on the CPU
 )
 """Of a drafter with a model."""
 LOOKUPS = tuple(("--model", "ngram", *option.split()) for option in ("", "--no-ahead", "--no-early-stop"))
