@@ -69,6 +69,14 @@ def remember(record: float, right: bool) -> float:
     return record + MEMORY * (right - record)
 
 
+def when_of_use(survival: float, count: int, lag: float, record: float) -> float:
+    """The chance that a branch of `count` guesses, all right with chance `survival`, is right once it has overtaken a verifier
+    that decodes on, which takes `lag` guesses. Each of those to come is taken to be as good as its own were in the mean, or as
+    `record` says of its generation, whichever is better: guesses are right in runs."""
+    left = lag - count
+    return survival * max(record, survival ** (1.0 / count)) ** left if count and left > 0.0 else survival
+
+
 def _log_odds(chance: float) -> float:
     return math.log(chance / (1.0 - chance))
 
@@ -195,16 +203,18 @@ class Watch:
         """`place` of the first guess; `survival`, the chance that all guesses before it are right, and `least`, what it must
         not fall below."""
         self._predictor = predictor
-        self._place = place
+        self.place = place
+        """Guesses before the next one."""
         self._record = record
-        self._survival = survival
+        self.survival = survival
+        """Chance that all of them are right."""
         self._least = least
         self.stopped = False
 
     def __call__(self, result: StepResult) -> bool:
         if result.confidence is None:
             return False
-        self._survival *= self._predictor.chance(features(result.confidence, self._place, self._record))
-        self._place += 1
-        self.stopped = self._survival < self._least
+        self.survival *= self._predictor.chance(features(result.confidence, self.place, self._record))
+        self.place += 1
+        self.stopped = self.survival < self._least
         return self.stopped

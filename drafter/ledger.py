@@ -32,7 +32,8 @@ class Ledger:
         self._rule = "greedy" if sampling.greedy else "seeded" if sampling.match_rule else "unseeded"
         self._early = early
         self._observer = observer
-        self._record = early.predictor(self._kind("model")).typical if early else TYPICAL
+        self.record = early.predictor(self._kind("model")).typical if early else TYPICAL
+        """Share of this generation's newest labelled guesses that were right."""
         self._behind_the_end = 0
         """Alternatives that the last verdict verified, to guesses that stand behind the text's end."""
 
@@ -46,10 +47,10 @@ class Ledger:
         token, q, confidence, source, x, chance, *_ = guess
         y, second = guess.runner_up_features, guess.runner_up_chance
         if self._early is not None and confidence is not None:
-            x = features(confidence, place, self._record)
+            x = features(confidence, place, self.record)
             chance = self._early.predictor(self._kind(source)).chance(x)
             if confidence.runner_up is not None:
-                y = features(replace(confidence, chosen=confidence.runner_up_share), place, self._record)
+                y = features(replace(confidence, chosen=confidence.runner_up_share), place, self.record)
                 second = self._early.predictor(self._kind(RUNNER_UP)).chance(y)
         return Guess(token, q, confidence, source, x, chance, seconds, ahead, y, second)
 
@@ -58,7 +59,7 @@ class Ledger:
         if self._early is None:
             return None
         # Only a model's guesses cost time one by one.
-        return Watch(self._early.predictor(self._kind("model")), place, self._record, survival, least)
+        return Watch(self._early.predictor(self._kind("model")), place, self.record, survival, least)
 
     def sent_alternatives(self, count: int) -> None:
         """Runner-ups that go to the verifier beside their guesses. They took no time."""
@@ -135,7 +136,7 @@ class Ledger:
         if self._early is None or not guess.features:
             return
         self._early.learn(self._kind(guess.source), guess.features, guess.chance, right)
-        self._record = remember(self._record, right)
+        self.record = remember(self.record, right)
         self._observer.calibration(self._early.calibration.error)
 
     def _label_runner_up(self, guess: Guess, instead: int | None) -> None:

@@ -16,6 +16,8 @@ NEWEST = 9
 FORGIVEN_SECONDS = 30.0
 """After which a speed that nobody has measured since is believed to be twice as high: whoever was slow once, and therefore
 was not asked to draft any more, would never be found to be fast again."""
+LEAST_GAINED = 0.05
+"""Of a step's time, by which drafting is taken to be faster than the verifier at least."""
 UNKNOWN_LEAST, HIGHEST_LEAST = 0.05, 0.5
 """Least survival before anything was measured, and at most: a slow moment must not end drafting."""
 
@@ -60,6 +62,15 @@ class Pace:
         if not self.draft_seconds.value:
             return 0
         return math.ceil((self.round_trip.value + self.step_seconds.value) / self.draft_seconds.value)
+
+    @property
+    def lag(self) -> float:
+        """Guesses in a row that must be right for a branch that begins anew to overtake a verifier that decodes meanwhile, by
+        one a step (docs/algorithms.md, STREAM); 0 while that is not known."""
+        step, draft = self.step_seconds.value, self.draft_seconds.value
+        if not step or not draft:
+            return 0.0
+        return (self.round_trip.value + step) / max(step - draft, LEAST_GAINED * step)
 
     @property
     def round_lead(self) -> int:

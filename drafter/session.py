@@ -20,7 +20,7 @@ from operator import mul
 
 from drafter.alternatives import worth_sending
 from drafter.branch import Branch
-from drafter.early_stop import EarlyStop
+from drafter.early_stop import EarlyStop, when_of_use
 from drafter.ledger import Ledger
 from drafter.observer import Observer, Silent
 from drafter.pace import Pace
@@ -38,7 +38,7 @@ from specfleet.core.protocol import (
     Verdict,
     VerifierConnection,
 )
-from specfleet.core.step import Alternative
+from specfleet.core.step import Alternative, StepResult, Stop
 from specfleet.core.trace import Phase, Tracer
 from specfleet.core.types import LOCAL, Grant, Mode
 
@@ -52,8 +52,8 @@ MOST_AHEAD = 48
 COALESCE_SECONDS = 0.004
 """Guesses ahead that come faster than this share a message."""
 LEAST_AHEAD, LEAST_AHEAD_NEAR = 0.03, 0.3
-"""Least chance that a branch is right so far, for guesses further ahead: far from the verifier they cost nothing but a late
-start where they were wrong, by half a guess's time. The second is for a verifier nearer than"""
+"""Least chance that a branch is right when it is of use, for guesses further ahead: far from the verifier they cost little but
+a late start where they were wrong, by half a guess's time. The second is for a verifier nearer than"""
 NEAR_SECONDS = 0.002
 """to there and back: it may well share the drafter's processor, and what it agrees with sooner saves it little."""
 
@@ -260,8 +260,7 @@ class DraftingSession:
             return 0 if self._enough() else min(self._length - len(branch.ahead), useful)
         if grant.mode is Mode.LOCAL or (grant.mode is Mode.ROUND and not self._ahead):
             return 0
-        near = 0.0 < self._pace.round_trip.value < NEAR_SECONDS
-        if branch.survival < (LEAST_AHEAD_NEAR if near else LEAST_AHEAD):
+        if self._hopeless(branch.survival, len(branch.ahead)):
             return 0
         return min(self._bound(grant) - len(branch.ahead), self._speculator.stride, useful)
 
@@ -272,6 +271,13 @@ class DraftingSession:
     @property
     def _least_survival(self) -> float:
         return self._pace.least_survival(self._grant.token_cost)
+
+    def _hopeless(self, survival: float, count: int) -> bool:
+        """Whether a branch of `count` guesses ahead, right with chance `survival`, is too doubtful for one more."""
+        if self._grant.mode is Mode.STREAM:
+            survival = when_of_use(survival, count, self._pace.lag, self._ledger.record)
+        near = 0.0 < self._pace.round_trip.value < NEAR_SECONDS
+        return survival < (LEAST_AHEAD_NEAR if near else LEAST_AHEAD)
 
     def _bound(self, grant: Grant) -> int:
         """How far beyond the confirmed text to guess: what one step may verify and the token it adds, and what is guessed
@@ -303,12 +309,25 @@ class DraftingSession:
         return bool(guesses)
 
     async def _guess(self, drafting: Drafting, wanted: int) -> list[Guess]:
-        branch = self._branch
-        if wanted > 1 and self._unanswered:
-            watch = self._ledger.watch(len(branch.ahead), branch.survival, self._least_survival)
-            if watch is not None and isinstance(drafting, Stoppable):
-                return await drafting.draft_until(branch.belief, wanted, watch)
-        return await drafting.draft(branch.belief, wanted)
+        if wanted > 1 and isinstance(drafting, Stoppable):
+            return await drafting.draft_until(self._branch.belief, wanted, self._stop())
+        return await drafting.draft(self._branch.belief, wanted)
+
+    def _stop(self) -> Stop:
+        """True once no more guesses are wanted: they became too doubtful, or a verdict dropped the branch they are for."""
+        branch, version, answers = self._branch, self._branch.version, self._unanswered
+        watch = self._ledger.watch(len(branch.ahead), branch.survival, self._least_survival if answers else 0.0)
+
+        def stop(guess: StepResult) -> bool:
+            if watch is None:
+                return branch.version != version
+            return (
+                watch(guess)
+                or branch.version != version
+                or (not answers and self._hopeless(watch.survival, watch.place))
+            )
+
+        return stop
 
     async def _send_some(self, stream: ClientStream) -> None:
         """After guessing: the draft of a ROUND is sent once it is full, what is ahead as it has gathered."""

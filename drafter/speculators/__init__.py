@@ -69,7 +69,7 @@ class Speculator(Protocol):
 
     @property
     def stride(self) -> int:
-        """Tokens worth asking for at once when drafting ahead: one where each costs a step of a model."""
+        """Tokens worth asking for at once when drafting ahead: few where each costs a step of a model."""
         ...
 
     def start(self, sampling: SamplingParams) -> Drafting: ...
