@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import statistics
+from bisect import bisect_left, insort
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -25,17 +25,25 @@ UNKNOWN_LEAST, HIGHEST_LEAST = 0.05, 0.5
 class Middle:
     """The median of the newest observations; 0 while there are none."""
 
-    __slots__ = ("_newest", "observed_at", "value")
+    __slots__ = ("_newest", "_sorted", "observed_at", "value")
 
     def __init__(self) -> None:
-        self._newest: deque[float] = deque(maxlen=NEWEST)
+        self._newest: deque[float] = deque()
+        self._sorted: list[float] = []
         self.value = 0.0
         self.observed_at = 0.0
 
     def observe(self, value: float, now: float) -> None:
-        if 0.0 < value < math.inf:
-            self._newest.append(value)
-            self.value, self.observed_at = statistics.median(self._newest), now
+        if not 0.0 < value < math.inf:
+            return
+        newest, ordered = self._newest, self._sorted
+        if len(newest) == NEWEST:
+            del ordered[bisect_left(ordered, newest.popleft())]
+        newest.append(value)
+        insort(ordered, value)
+        middle = len(ordered) // 2
+        self.value = ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2.0
+        self.observed_at = now
 
 
 @dataclass(slots=True)
