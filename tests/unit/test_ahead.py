@@ -33,9 +33,9 @@ class Bursts(FakeEngine):
 async def test_a_burst_ends_with_its_branch(rightness: int) -> None:
     """All steps are made where every guess is right; where none is, those behind a verdict that comes meanwhile are not."""
     draft = Bursts(rightness)
-    async with fleet("stream", engines=(FakeEngine(delay=0.001), draft)) as one:
+    async with fleet("stream", engines=(FakeEngine(delay=0.004), draft)) as one:
         prompt = [1, 2, 3]
-        assert reference(prompt, 40) == await asyncio.wait_for(one.generate(prompt, GREEDY), 20)
+        assert reference(prompt, 40) == await asyncio.wait_for(one.generate(prompt, GREEDY), 60)
         await one.quiet()
     assert 0 < draft.asked
     assert (draft.made == draft.asked) is (rightness == 10)
