@@ -90,6 +90,10 @@ verify-protos: install  ## fail if specfleet/v1 is not what protos/ generates (m
 dashboards: install  ## write Grafana's dashboards and the operator's rules anew (make lint checks that they are up to date)
 	@$(PY) -m deploy.grafana.generate
 
+.PHONY: commands
+commands: install  ## write docs/commands.md anew from --help (make test checks that it is up to date)
+	@$(PY) docs/commands.py
+
 .PHONY: bench
 bench: install  ## the quick benchmarks; writes their tables into docs/results.md (some ten minutes)
 	@$(PY) benchmarks/run.py

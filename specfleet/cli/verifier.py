@@ -21,6 +21,6 @@ command = daemon_command(
 specfleet verifier --model models/tiny-target
 specfleet verifier --model meta-llama/Llama-3.1-8B --device cuda:0 --listen 0.0.0.0:7600 \\
   --tls-cert server.pem --tls-key server.key --tokens tokens
-specfleet verifier --config fleet.toml --speculation fixed:4
+specfleet verifier --config verifier.toml --speculation fixed:4
 """,
 )

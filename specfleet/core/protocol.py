@@ -101,6 +101,11 @@ class Verdict(NamedTuple):
     """How many were verified beside the draft."""
     alternative_accepted: bool = False
 
+    def granted(self, grant: Grant) -> Verdict:
+        """The same with this grant."""
+        position, tokens, drafted, accepted, _, mode, logprobs, trimmed, beside, taken = self
+        return Verdict(position, tokens, drafted, accepted, grant, mode, logprobs, trimmed, beside, taken)
+
     @property
     def verified(self) -> int:
         """Guesses in all, alternatives included."""

@@ -8,7 +8,7 @@ What makes a small batch slow in float32 on a CPU (one thread of an EPYC, weight
 
 `pack_linears` is for any model: every plain `nn.Linear` gets packed weights. `FusedDecoder` is for the Llama family: it also
 leaves transformers' Python behind, since at this size calling forty modules a layer costs as much as the arithmetic; elsewhere
-than in float32 on a CPU its products are plain (`DenseLinear`), and what counts is fewer kernels: a third of transformers'.
+than on a CPU its products are plain (`DenseLinear`), and what counts is fewer kernels: a third of transformers'.
 Which one applies is decided by exact class; `model.load` compares logits with the stock model afterwards in any case.
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import embedding, linear, rms_norm, silu
+from torch.nn.functional import embedding, linear, pad, rms_norm, silu
 
 from specfleet.engine.attention import AttentionContext, Look, paged_attention
 from specfleet.engine.parallel import RowwiseLinear, summed
@@ -38,14 +38,14 @@ _ROPE_TABLE_LIMIT = 65_536
 
 
 def can_pack(module: Any) -> bool:
-    """True where the packed products exist: float32 on a CPU with oneDNN."""
-    return (
-        module.dtype == torch.float32
-        and module.device.type == "cpu"
-        and torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+    """True where the packed products exist: on a CPU with oneDNN, in float32, or in bfloat16 if the processor knows it."""
+    ours = torch.backends.mkldnn.is_available() and all(
+        hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
     )
+    if not ours or module.device.type != "cpu":
+        return False
+    bf16 = module.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return module.dtype == torch.float32 or bool(bf16)
 
 
 def can_fuse(module: Any) -> bool:
@@ -61,8 +61,17 @@ def can_fuse(module: Any) -> bool:
     )
 
 
+def padded_rows(rows: int) -> int:
+    """The number of rows that a product of `rows` is filled up to: exact up to 16, then eight sizes from a power of two to the
+    next, so at most an eighth more. oneDNN compiles a kernel for each number of rows and keeps it: with prompts of every
+    length that is memory which grows for hours, and a millisecond whenever a length is new."""
+    step = 1 << max(0, (rows - 1).bit_length() - 4)
+    return -(-rows // step) * step
+
+
 class PackedLinear(nn.Module):
-    """y = x A^T + b with A laid out once for oneDNN; several linear layers of one input may be stacked into one."""
+    """y = x A^T + b with A laid out once for oneDNN; several linear layers of one input may be stacked into one. Products are
+    of few sizes (`padded_rows`)."""
 
     def __init__(self, *linears: nn.Linear) -> None:
         super().__init__()
@@ -71,11 +80,17 @@ class PackedLinear(nn.Module):
         self.out_features = weight.shape[0]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _product(x, self.packed, self.bias, "none", [], "")
+        rows = x.shape[-2]
+        missing = padded_rows(rows) - rows
+        if not missing:
+            return _product(x, self.packed, self.bias, "none", [], "")
+        return _product(pad(x, (0, 0, 0, missing)), self.packed, self.bias, "none", [], "")[..., :rows, :]
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """residual + forward(x) in one operation."""
-        return _product_sum(x, residual, self.packed, self.bias, "add")
+        """residual + forward(x), in one operation where nothing is filled up."""
+        if padded_rows(x.shape[0]) == x.shape[0]:
+            return _product_sum(x, residual, self.packed, self.bias, "add")
+        return self.forward(x).add_(residual)
 
 
 class DenseLinear(nn.Module):

@@ -6,13 +6,18 @@ import re
 import shlex
 from pathlib import Path
 
+import click
 import pytest
 
+from specfleet.cli.main import COMMANDS, specfleet
 from support.manifests import command_of
 from support.pair import ROOT
 
 FILES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 OURS = re.compile(r"^(?:[A-Z_]+=\S+ )*specfleet (.+)$")
+
+
+REFERENCE = ROOT / "docs" / "commands.md"
 
 
 def commands(file: Path) -> list[list[str]]:
@@ -37,3 +42,17 @@ def test_commands_are_understood(file: Path, arguments: list[str]) -> None:
     if arguments[0] in {"verifier", "drafter"} and "--model" not in arguments:
         arguments = [*arguments, "--model", "ngram" if arguments[0] == "drafter" else "target"]
     command_of(arguments)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_flag_is_on_the_page_of_commands(name: str) -> None:
+    """With the words of its own help (`make commands` writes them)."""
+    section = re.search(rf"^## specfleet {name}$(.*?)(?=^## |\Z)", REFERENCE.read_text(), re.DOTALL | re.MULTILINE)
+    assert section is not None
+    rows = {row.split("`")[1]: row for row in section[1].splitlines() if row.startswith("| `")}
+    command = specfleet.get_command(click.Context(specfleet), name)
+    assert command is not None
+    for option in (one for one in command.params if isinstance(one, click.Option) and not one.hidden):
+        row = next((row for flag, row in rows.items() if flag.startswith(option.opts[0])), None)
+        assert row is not None, f"{option.opts[0]} of {name} is missing; run `make commands`"
+        assert " ".join((option.help or "").split()).replace("|", "\\|") in row, "run `make commands`"
