@@ -200,7 +200,7 @@ class Session:
         self._left = 0
         self.computed = len(self.tokens) - 1
         self._complete = False
-        logprobs = None if result.logprobs is None else result.logprobs[: len(committed)]
+        kept = slice(len(committed))
         accepted = min(result.accepted, len(committed))
         return Verdict(
             position=position,
@@ -209,10 +209,11 @@ class Session:
             accepted=accepted,
             grant=Grant(self.mode),
             mode=self.mode,
-            logprobs=logprobs,
+            logprobs=None if result.logprobs is None else result.logprobs[kept],
             trimmed=trimmed,
             alternatives=alternatives,
             alternative_accepted=result.alternative and len(committed) > accepted,
+            top_logprobs=None if result.top_logprobs is None else result.top_logprobs[kept],
         )
 
     def _until_end(self, tokens: Sequence[int]) -> list[int]:
