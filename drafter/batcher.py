@@ -11,7 +11,7 @@ import itertools
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 
 from drafter.pace import Middle
@@ -115,8 +115,8 @@ class DraftBatcher:
         return len(self._lines)
 
     def line(self, sampling: SamplingParams) -> Line:
-        """A place for one more generation."""
-        return Line(self, next(self._numbers), sampling)
+        """A place for one more generation. Log-probabilities are the target's; nobody asks for those of guesses."""
+        return Line(self, next(self._numbers), replace(sampling, logprobs=False, top_logprobs=0))
 
     async def draft(self, line: Line, text: Sequence[int], count: int, stop: Stop | None = None) -> list[Guess]:
         done: asyncio.Future[list[Guess]] = asyncio.get_running_loop().create_future()

@@ -85,7 +85,7 @@ def policy(text: str, name: str = "") -> Policy:
     """A policy from what `--policy` or a configuration says.
 
     Raises:
-        ConfigurationError: naming the nearest there is.
+        ConfigurationError: to be read after "must be", naming the nearest there is.
     """
     spoken, _, batched = text.partition("+")
     kind, _, argument = spoken.partition(":")
@@ -115,5 +115,8 @@ def _baseline(kind: str, argument: str, name: str) -> Policy:
 
 
 def _checked(text: str) -> str:
-    speculation.build(text, View(StepTimeModel()), np.random.default_rng(0))
+    try:
+        speculation.build(text, View(StepTimeModel()), np.random.default_rng(0))
+    except ConfigurationError as error:
+        raise ConfigurationError(f"something else: {error}") from None
     return text

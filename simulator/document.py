@@ -93,7 +93,11 @@ def checked(document: Document, path: Path) -> Simulation:
     try:
         simulation = Simulation.model_validate(document)
     except ValidationError as error:
-        problems = dict.fromkeys(_problem(dict(one)) for one in error.errors(include_url=False))
+        found = error.errors(include_url=False)
+        parts = {one["loc"][:end] for one in found for end in range(len(one["loc"]))}
+        # A list whose only entry is wrong is "too short", too, which is no news.
+        news = (one for one in found if one["type"] != "too_short" or one["loc"] not in parts)
+        problems = dict.fromkeys(_problem(dict(one)) for one in news)
         raise ConfigurationError(f"{path}: " + "; ".join(problems)) from None
     for name, group in simulation.verifiers.items():
         try:

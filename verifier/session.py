@@ -247,10 +247,21 @@ class Session:
         self.computed = position + len(committed) - 1
         self._complete = False
         logprobs = None if result.logprobs is None else result.logprobs[: len(committed)]
+        likeliest = None if result.top_logprobs is None else result.top_logprobs[: len(committed)]
         beside = result.alternative and len(committed) > accepted
         mode = self.mode
         return Verdict(
-            position, committed, drafted, accepted, UNDECIDED[mode], mode, logprobs, trimmed, alternatives, beside
+            position,
+            committed,
+            drafted,
+            accepted,
+            UNDECIDED[mode],
+            mode,
+            logprobs,
+            trimmed,
+            alternatives,
+            beside,
+            likeliest,
         )
 
     def _until_end(self, tokens: tuple[int, ...]) -> tuple[int, ...]:

@@ -176,7 +176,7 @@ def _steps(settings: Settings) -> None:
     click.echo(_step_table(measured, _features(measured) @ profile.coefficients))
     click.echo(
         f"\nT = {profile.fixed * 1e3:.3g} ms + {profile.per_token * 1e6:.3g} µs per token "
-        f"+ {profile.per_cached * 1e9:.3g} ns per cached token + {profile.per_pair * 1e9:.3g} ns per pair"
+        f"+ {profile.per_cached * 1e6:.3g} µs per cached token + {profile.per_pair * 1e6:.3g} µs per pair"
     )
     click.echo(f"mean absolute percentage error {mean_error(profile, shapes):.1%} over {len(measured)} shapes of steps")
     _said(settings, source)

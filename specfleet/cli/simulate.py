@@ -17,6 +17,7 @@ from click.shell_completion import CompletionItem
 from specfleet.cli.completion import files, values
 from specfleet.cli.folders import made
 from specfleet.cli.table import cell, table
+from specfleet.core.errors import ConfigurationError
 from specfleet.core.extras import need
 from specfleet.core.signals import ended_by_ctrl_c
 from specfleet.observability.progress import gauge, waiting
@@ -113,6 +114,13 @@ def command(
 
 
 def _changes(policies: Sequence[str], seeds: int | None) -> dict[str, Any]:
+    from simulator.baselines import policy
+
+    for one in policies:  # or the file would be blamed for it
+        try:
+            policy(one)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"--policy is {one!r}, must be {error}") from None
     said: dict[str, Any] = {"policies": list(policies)} if policies else {}
     return said if seeds is None else {**said, "seeds": list(range(seeds))}
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from specfleet.core.generation import Started
-from specfleet.core.types import FinishReason, Speculation, Usage
+from specfleet.core.types import FinishReason, Speculation, TopLogprobs, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,8 @@ class Reply:
     """Who answered: request id, model, policy, verifier, drafter."""
     logprobs: tuple[float, ...] | None = None
     """The target's log-probability of each token, where asked for."""
+    top_logprobs: tuple[TopLogprobs, ...] | None = None
+    """And of the likeliest in its place, where asked for: pairs of token id and log-probability."""
 
     def to_dict(self) -> dict[str, Any]:
         """The object that `specfleet generate --json` prints (plain values, ready for `json.dumps`)."""
@@ -46,7 +48,11 @@ class Reply:
             "speculation": self.speculation.to_dict(),
             "server": {name: getattr(self.server, name) for name in ("drafter", "verifier", "model", "policy")},
         }
-        return found | ({"logprobs": list(self.logprobs)} if self.logprobs is not None else {})
+        if self.logprobs is not None:
+            found["logprobs"] = list(self.logprobs)
+        if self.top_logprobs is not None:
+            found["top_logprobs"] = [[list(pair) for pair in place] for place in self.top_logprobs]
+        return found
 
 
 @dataclass(frozen=True, slots=True)

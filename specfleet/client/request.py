@@ -30,6 +30,7 @@ class Sampling(TypedDict, total=False):
     stop_token_ids: Sequence[int]
     ignore_eos: bool
     logprobs: bool
+    top_logprobs: int
 
 
 class Parameters(Sampling, total=False):

@@ -25,7 +25,7 @@ from specfleet.core.errors import (
     Unavailable,
 )
 from specfleet.core.generation import Completed, Event, GenerationRequest, Started, Tokens
-from specfleet.core.types import FinishReason, Speculation, Usage
+from specfleet.core.types import FinishReason, Speculation, TopLogprobs, Usage
 
 MOVABLE = (ConnectionError_, Unavailable, StreamInterrupted, Cancelled)
 """What another server, or the same one later, can make good. Cancelled: by the server; our own is told apart before."""
@@ -108,6 +108,7 @@ class AsyncStream:
         self._usage: Usage | None = None
         self._token_ids: list[int] = []
         self._logprobs: list[float] = []
+        self._top_logprobs: list[TopLogprobs] = []
         self._text: list[str] = []
         self._call: Call | None = None
         self._tail: Tokens | None = None
@@ -196,6 +197,7 @@ class AsyncStream:
             timing=self.timing,
             server=self.server,
             logprobs=tuple(self._logprobs) if self.request.sampling.logprobs else None,
+            top_logprobs=tuple(self._top_logprobs) if self.request.sampling.top_logprobs else None,
         )
 
     async def _step(self) -> Tokens | None:
@@ -288,6 +290,7 @@ class AsyncStream:
     def _take(self, event: Tokens) -> Tokens:
         self._token_ids.extend(event.token_ids)
         self._logprobs.extend(event.logprobs or ())
+        self._top_logprobs.extend(event.top_logprobs or ())
         self._text.append(event.text)
         return event
 

@@ -8,7 +8,16 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from specfleet.core.errors import InvalidRequest
-from specfleet.core.types import FinishReason, Mode, ModelInfo, SamplingParams, Speculation, TokenKind, Usage
+from specfleet.core.types import (
+    FinishReason,
+    Mode,
+    ModelInfo,
+    SamplingParams,
+    Speculation,
+    TokenKind,
+    TopLogprobs,
+    Usage,
+)
 
 MAX_REQUEST_ID = 128
 
@@ -71,6 +80,8 @@ class Tokens:
     """Drafted tokens that the step behind these verified."""
     mode: Mode | None = None
     """Mode in which it was run; None for text without tokens."""
+    top_logprobs: tuple[TopLogprobs, ...] | None = None
+    """Where asked for, one per token: the likeliest in its place."""
 
     @property
     def pieces(self) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from specfleet.core.types import (
     ModelInfo,
     SamplingParams,
     TokenKind,
+    TopLogprobs,
     Usage,
 )
 
@@ -100,6 +101,7 @@ class Verdict(NamedTuple):
     alternatives: int = 0
     """How many were verified beside the draft."""
     alternative_accepted: bool = False
+    top_logprobs: tuple[TopLogprobs, ...] | None = None
 
     def granted(self, grant: Grant) -> Verdict:
         """The same with this grant."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from specfleet.core.types import SamplingParams
+from specfleet.core.types import SamplingParams, TopLogprobs
 
 PAGE_SIZE = 16
 """Tokens in a KV page."""
@@ -80,7 +80,7 @@ class StepResult(NamedTuple):
     `tokens`: the accepted prefix of the draft and then one more, so `accepted + 1` of them (none with `sample=False`).
     `alternative`: one was right where the draft was first refused; it stands behind the prefix, before that one more.
     `matches`: where `score` asked for it; `tokens` is then the one that would follow.
-    `logprobs`: the model's log-probability of each, where asked for.
+    `logprobs`: the model's log-probability of each, where asked for. `top_logprobs`: those of the likeliest in its place.
     `q`: where `want_q` asked for it. `confidence`: where `want_confidence` asked for it.
     """
 
@@ -91,6 +91,7 @@ class StepResult(NamedTuple):
     matches: int = 0
     confidence: Confidence | None = None
     alternative: bool = False
+    top_logprobs: tuple[TopLogprobs, ...] | None = None
 
 
 Stop = Callable[[StepResult], bool]

@@ -69,6 +69,10 @@ class TokenKind(enum.Enum):
     """Decoded by the target with no draft to verify."""
 
 
+TopLogprobs = tuple[tuple[int, float], ...]
+"""The likeliest tokens in one place, likeliest first: ids and log-probabilities."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How tokens are chosen. Same meaning as in transformers' logits processors, applied in the order
@@ -94,9 +98,12 @@ class SamplingParams:
     """Go on past the model's own end-of-text ids."""
     logprobs: bool = False
     """Return the target's log-probability of each token, before temperature and truncation."""
+    top_logprobs: int = 0
+    """And those of the so many likeliest tokens in its place, at most 20; needs `logprobs`."""
 
     MAX_TEMPERATURE = 100.0
     MAX_STOP_STRINGS = 16
+    MAX_TOP_LOGPROBS = 20
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", tuple(self.stop))
@@ -127,6 +134,9 @@ class SamplingParams:
         demand(self.top_k >= 0, "top_k", self.top_k, "0 (all) or more")
         demand(0.0 < self.top_p <= 1.0, "top_p", self.top_p, "above 0 and at most 1")
         demand(0.0 <= self.min_p <= 1.0, "min_p", self.min_p, "between 0 and 1")
+        most = self.MAX_TOP_LOGPROBS
+        demand(0 <= self.top_logprobs <= most, "top_logprobs", self.top_logprobs, f"from 0 to {most}")
+        demand(self.logprobs or not self.top_logprobs, "top_logprobs", self.top_logprobs, "0 without logprobs")
         demand(self.seed is None or 0 <= self.seed < 2**64, "seed", self.seed, "an unsigned 64-bit integer")
         demand(
             len(self.stop) <= self.MAX_STOP_STRINGS, "stop", len(self.stop), f"{self.MAX_STOP_STRINGS} strings at most"

@@ -13,7 +13,7 @@ import torch
 from specfleet.core.errors import InternalError
 from specfleet.core.step import Confidence, DraftDistribution, StepItem, StepResult
 from specfleet.core.trace import Phase, Tracer
-from specfleet.core.types import DRAFT_SUPPORT_LIMIT
+from specfleet.core.types import DRAFT_SUPPORT_LIMIT, TopLogprobs
 from specfleet.engine.acceptance import SparseDrafts, match, match_tree, reject_batch
 from specfleet.engine.confidence import LIKELIEST, confidences
 from specfleet.engine.noise import gumbel, noise_keys
@@ -93,7 +93,7 @@ class Chooser:
         for members, accepted, last in rejected:
             for choice, count, token in zip(members, accepted.tolist(), last.tolist(), strict=True):
                 outcomes[choice.first_row] = count, [*choice.draft[:count], token], None
-        logprobs = self._logprobs(choices, outcomes, logits)
+        logprobs, top = self._logprobs(choices, outcomes, logits)
         sure = self._confidences(choices, logits, largest, tokens, runners_up)
         return [
             StepResult(
@@ -104,6 +104,7 @@ class Chooser:
                 q=distributions.get(c.first_row),
                 matches=sum(map(eq, tokens[c.rows.start :], c.draft)) if c.item.score else 0,
                 confidence=sure.get(c.first_row),
+                top_logprobs=top.get(c.first_row),
             )
             for c in choices
         ]
@@ -153,17 +154,31 @@ class Chooser:
 
     def _logprobs(
         self, choices: Sequence[Choice], outcomes: dict[int, Outcome], logits: torch.Tensor
-    ) -> dict[int, tuple[float, ...]]:
-        """The model's log-probability of each committed token, before temperature and truncation, where asked for."""
+    ) -> tuple[dict[int, tuple[float, ...]], dict[int, tuple[TopLogprobs, ...]]]:
+        """The model's log-probability of each committed token, before temperature and truncation, and those of the likeliest
+        in its place, by first row, where asked for."""
         wanted = [c for c in choices if c.item.sampling.logprobs]
         if not wanted:
-            return {}
+            return {}, {}
         tokens = [token for c in wanted for token in outcomes[c.first_row][1]]
         rows = [row for c in wanted for row in _rows_of(c, outcomes[c.first_row])]
         chosen = logits[rows]
-        logs = chosen.gather(-1, torch.tensor(tokens, device=self.device)[:, None])[:, 0] - chosen.logsumexp(-1)
-        values = iter(logs.tolist())
-        return {c.first_row: tuple(next(values) for _ in outcomes[c.first_row][1]) for c in wanted}
+        total = chosen.logsumexp(-1, keepdim=True)
+        logs = chosen.gather(-1, torch.tensor(tokens, device=self.device)[:, None]) - total
+        own = iter(logs[:, 0].tolist())
+        found = {c.first_row: tuple(next(own) for _ in outcomes[c.first_row][1]) for c in wanted}
+        most = min(max(c.item.sampling.top_logprobs for c in wanted), chosen.shape[-1])
+        if not most:
+            return found, {}
+        best, ids = chosen.topk(most)
+        places = zip(ids.tolist(), (best - total).tolist(), strict=True)
+        top = {}
+        for c in wanted:
+            count = c.item.sampling.top_logprobs
+            likeliest = tuple(tuple(zip(*next(places), strict=True))[:count] for _ in outcomes[c.first_row][1])
+            if count:
+                top[c.first_row] = likeliest
+        return found, top
 
     @staticmethod
     def _confidences(

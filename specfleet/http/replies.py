@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -156,33 +156,53 @@ class Answer:
     def _logprobs(self, event: Tokens) -> dict[str, Any] | None:
         if not self.asked.request.sampling.logprobs or not event.token_ids:
             return None
-        values = event.logprobs or ()
-        pieces = [self.piece(one) for one in event.token_ids]
+        own = list(zip(map(self.piece, event.token_ids), event.logprobs or (), strict=False))
+        top = [
+            [(self.piece(token), value) for token, value in place] for place in event.top_logprobs or [()] * len(own)
+        ]
         if self.asked.chat:
-            return {
-                "content": [
-                    {"token": text, "logprob": value, "bytes": _bytes(text), "top_logprobs": []}
-                    for text, value in zip(pieces, values, strict=False)
-                ],
-                "refusal": None,
-            }
+            content = [
+                _logprob(*pair) | {"top_logprobs": [_logprob(*one) for one in place]}
+                for pair, place in zip(own, top, strict=False)
+            ]
+            return {"content": content, "refusal": None}
         offsets = []
-        for text in pieces:
+        for text, _ in own:
             offsets.append(self._offset)
             self._offset += len(text)
-        return {"tokens": pieces, "token_logprobs": list(values), "top_logprobs": None, "text_offset": offsets}
+        beside = [_by_text([*place, pair]) for pair, place in zip(own, top, strict=False)]
+        return {
+            "tokens": [text for text, _ in own],
+            "token_logprobs": [value for _, value in own],
+            "top_logprobs": beside if event.top_logprobs else None,
+            "text_offset": offsets,
+        }
 
     def _merged(self) -> Tokens:
         """All that came, as one event."""
         parts = self._tokens
         logprobs = tuple(value for part in parts for value in part.logprobs or ())
+        top = tuple(place for part in parts for place in part.top_logprobs or ())
         return Tokens(
             tuple(one for part in parts for one in part.token_ids),
             "".join(part.text for part in parts),
             kinds=tuple(kind for part in parts for kind in part.kinds),
             logprobs=logprobs or None,
             text_lengths=tuple(length for part in parts for length in part.text_lengths),
+            top_logprobs=top or None,
         )
+
+
+def _logprob(text: str, value: float) -> dict[str, Any]:
+    return {"token": text, "logprob": value, "bytes": _bytes(text)}
+
+
+def _by_text(pairs: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """As completions have it: likeliest first, the token's own among them. Of two tokens that look alike the first counts."""
+    found: dict[str, float] = {}
+    for text, value in pairs:
+        found.setdefault(text, value)
+    return found
 
 
 def _bytes(text: str) -> list[int] | None:

@@ -90,10 +90,8 @@ def completion(body: Mapping[str, Any], request_id: str) -> Asked:
     logprobs = fields.integer("logprobs")
     if logprobs is not None and not 0 <= logprobs <= 5:
         fields.refuse("logprobs", f"is {logprobs}, must be from 0 to 5")
-    if logprobs:
-        fields.refuse("logprobs", f"is {logprobs}, but alternatives are not told here; 0 gives each token's own")
     tokens = fields.integer("max_tokens")
-    sampling = _sampling(fields, COMPLETION_TOKENS if tokens is None else tokens, logprobs is not None)
+    sampling = _sampling(fields, COMPLETION_TOKENS if tokens is None else tokens, logprobs)
     request = _request(fields, request_id, sampling, prompt=prompt, prompt_token_ids=ids)
     return _asked(fields, request, chat=False)
 
@@ -108,11 +106,9 @@ def chat_completion(body: Mapping[str, Any], request_id: str) -> Asked:
         fields.refuse("top_logprobs", f"is {top}, must be from 0 to 20")
     if top is not None and not logprobs:
         fields.refuse("top_logprobs", "needs logprobs to be true")
-    if top:
-        fields.refuse("top_logprobs", f"is {top}, but alternatives are not told here; logprobs gives each token's own")
     for name, values in CHAT_NEUTRAL.items():
         fields.neutral(name, *values)
-    sampling = _sampling(fields, _chat_tokens(fields), logprobs)
+    sampling = _sampling(fields, _chat_tokens(fields), (top or 0) if logprobs else None)
     request = _request(fields, request_id, sampling, chat=messages)
     return _asked(fields, request, chat=True)
 
@@ -175,7 +171,8 @@ def _part(message: Fields, part: Any) -> str:
     return message.as_text("content", part.get("text"))
 
 
-def _sampling(fields: Fields, max_tokens: int, logprobs: bool) -> SamplingParams:
+def _sampling(fields: Fields, max_tokens: int, logprobs: int | None) -> SamplingParams:
+    """`logprobs`: how many alternatives beside each token's own; None for neither."""
     for name, values in NEUTRAL.items():
         fields.neutral(name, *values)
     if (n := fields.integer("n")) not in (None, 1):
@@ -195,7 +192,8 @@ def _sampling(fields: Fields, max_tokens: int, logprobs: bool) -> SamplingParams
         stop=_stop(fields),
         stop_token_ids=_stop_ids(fields),
         ignore_eos=fields.boolean("ignore_eos"),
-        logprobs=logprobs,
+        logprobs=logprobs is not None,
+        top_logprobs=logprobs or 0,
         **given,
     )
 

@@ -208,6 +208,7 @@ class _Progress:
             tuple(map(len, pieces)),
             verdict.drafted,
             verdict.mode,
+            verdict.top_logprobs[kept] if verdict.top_logprobs is not None else None,
         )
 
     def flush(self) -> str:

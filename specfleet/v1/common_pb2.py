@@ -24,23 +24,25 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19specfleet/v1/common.proto\x12\x0cspecfleet.v1\"\xce\x01\n\x0eSamplingParams\x12\x12\n\nmax_tokens\x18\x01 \x01(\r\x12\x13\n\x0btemperature\x18\x02 \x01(\x01\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\r\n\x05top_p\x18\x04 \x01(\x01\x12\r\n\x05min_p\x18\x05 \x01(\x01\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x00\x88\x01\x01\x12\x0c\n\x04stop\x18\x07 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x08 \x03(\r\x12\x12\n\nignore_eos\x18\t \x01(\x08\x12\x10\n\x08logprobs\x18\n \x01(\x08\x42\x07\n\x05_seed\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\"\x87\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\x0fvocabulary_size\x18\x02 \x01(\r\x12\x19\n\x11vocabulary_digest\x18\x03 \x01(\x0c\x12\x16\n\x0e\x63ontext_length\x18\x04 \x01(\r\x12\x15\n\reos_token_ids\x18\x05 \x03(\r\x12\x18\n\x10protocol_version\x18\x06 \x01(\r\x12\x1c\n\x14min_protocol_version\x18\x07 \x01(\r\x12\x10\n\x08software\x18\x08 \x01(\t\x12\x0e\n\x06policy\x18\t \x01(\t\x12\x33\n\x0fservice_classes\x18\n \x03(\x0b\x32\x1a.specfleet.v1.ServiceClass\"\x84\x01\n\x0cServiceClass\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x19\n\x0cttft_seconds\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x0ctpot_seconds\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x0e\n\x06weight\x18\x04 \x01(\x01\x42\x0f\n\r_ttft_secondsB\x0f\n\r_tpot_seconds*M\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x0e\n\nMODE_LOCAL\x10\x01\x12\x0f\n\x0bMODE_STREAM\x10\x02\x12\x0e\n\nMODE_ROUND\x10\x03*\x95\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03\x12\x17\n\x13\x46INISH_REASON_ERROR\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19specfleet/v1/common.proto\x12\x0cspecfleet.v1\"\xe4\x01\n\x0eSamplingParams\x12\x12\n\nmax_tokens\x18\x01 \x01(\r\x12\x13\n\x0btemperature\x18\x02 \x01(\x01\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\r\n\x05top_p\x18\x04 \x01(\x01\x12\r\n\x05min_p\x18\x05 \x01(\x01\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x00\x88\x01\x01\x12\x0c\n\x04stop\x18\x07 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x08 \x03(\r\x12\x12\n\nignore_eos\x18\t \x01(\x08\x12\x10\n\x08logprobs\x18\n \x01(\x08\x12\x14\n\x0ctop_logprobs\x18\x0b \x01(\rB\x07\n\x05_seed\"2\n\x0bTopLogprobs\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x10\n\x08logprobs\x18\x02 \x03(\x02\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\"\x87\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\x0fvocabulary_size\x18\x02 \x01(\r\x12\x19\n\x11vocabulary_digest\x18\x03 \x01(\x0c\x12\x16\n\x0e\x63ontext_length\x18\x04 \x01(\r\x12\x15\n\reos_token_ids\x18\x05 \x03(\r\x12\x18\n\x10protocol_version\x18\x06 \x01(\r\x12\x1c\n\x14min_protocol_version\x18\x07 \x01(\r\x12\x10\n\x08software\x18\x08 \x01(\t\x12\x0e\n\x06policy\x18\t \x01(\t\x12\x33\n\x0fservice_classes\x18\n \x03(\x0b\x32\x1a.specfleet.v1.ServiceClass\"\x84\x01\n\x0cServiceClass\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x19\n\x0cttft_seconds\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x0ctpot_seconds\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x0e\n\x06weight\x18\x04 \x01(\x01\x42\x0f\n\r_ttft_secondsB\x0f\n\r_tpot_seconds*M\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x0e\n\nMODE_LOCAL\x10\x01\x12\x0f\n\x0bMODE_STREAM\x10\x02\x12\x0e\n\nMODE_ROUND\x10\x03*\x95\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03\x12\x17\n\x13\x46INISH_REASON_ERROR\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'specfleet.v1.common_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MODE']._serialized_start=735
-  _globals['_MODE']._serialized_end=812
-  _globals['_FINISHREASON']._serialized_start=815
-  _globals['_FINISHREASON']._serialized_end=964
+  _globals['_MODE']._serialized_start=809
+  _globals['_MODE']._serialized_end=886
+  _globals['_FINISHREASON']._serialized_start=889
+  _globals['_FINISHREASON']._serialized_end=1038
   _globals['_SAMPLINGPARAMS']._serialized_start=44
-  _globals['_SAMPLINGPARAMS']._serialized_end=250
-  _globals['_USAGE']._serialized_start=252
-  _globals['_USAGE']._serialized_end=332
-  _globals['_MODEL']._serialized_start=335
-  _globals['_MODEL']._serialized_end=598
-  _globals['_SERVICECLASS']._serialized_start=601
-  _globals['_SERVICECLASS']._serialized_end=733
+  _globals['_SAMPLINGPARAMS']._serialized_end=272
+  _globals['_TOPLOGPROBS']._serialized_start=274
+  _globals['_TOPLOGPROBS']._serialized_end=324
+  _globals['_USAGE']._serialized_start=326
+  _globals['_USAGE']._serialized_end=406
+  _globals['_MODEL']._serialized_start=409
+  _globals['_MODEL']._serialized_end=672
+  _globals['_SERVICECLASS']._serialized_start=675
+  _globals['_SERVICECLASS']._serialized_end=807
 # @@protoc_insertion_point(module_scope)

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from specfleet.v1 import common_pb2 as specfleet_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dspecfleet/v1/generation.proto\x12\x0cspecfleet.v1\x1a\x19specfleet/v1/common.proto\"\xa5\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x10\n\x06prompt\x18\x02 \x01(\tH\x00\x12*\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x1a.specfleet.v1.ChatMessagesH\x00\x12\x32\n\x10prompt_token_ids\x18\x04 \x01(\x0b\x32\x16.specfleet.v1.TokenIdsH\x00\x12.\n\x08sampling\x18\x05 \x01(\x0b\x32\x1c.specfleet.v1.SamplingParams\x12\x15\n\rservice_class\x18\x06 \x01(\t\x12\r\n\x05model\x18\x07 \x01(\t\x12\x18\n\x10output_token_ids\x18\x08 \x03(\r\x12\x13\n\x0btarget_only\x18\t \x01(\x08\x42\x07\n\x05input\"\x1d\n\x08TokenIds\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\";\n\x0c\x43hatMessages\x12+\n\x08messages\x18\x01 \x03(\x0b\x32\x19.specfleet.v1.ChatMessage\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\x9d\x01\n\x10GenerateResponse\x12(\n\x07started\x18\x01 \x01(\x0b\x32\x15.specfleet.v1.StartedH\x00\x12&\n\x06tokens\x18\x02 \x01(\x0b\x32\x14.specfleet.v1.TokensH\x00\x12,\n\tcompleted\x18\x03 \x01(\x0b\x32\x17.specfleet.v1.CompletedH\x00\x42\t\n\x07message\"v\n\x07Started\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06policy\x18\x03 \x01(\t\x12\x10\n\x08verifier\x18\x04 \x01(\t\x12\x0f\n\x07\x64rafter\x18\x05 \x01(\t\x12\x15\n\rprompt_tokens\x18\x06 \x01(\r\"\xac\x01\n\x06Tokens\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12&\n\x05kinds\x18\x03 \x03(\x0e\x32\x17.specfleet.v1.TokenKind\x12\x10\n\x08logprobs\x18\x04 \x03(\x02\x12\x14\n\x0ctext_lengths\x18\x05 \x03(\r\x12\x0f\n\x07\x64rafted\x18\x06 \x01(\r\x12 \n\x04mode\x18\x07 \x01(\x0e\x32\x12.specfleet.v1.Mode\"\xc7\x01\n\x0bSpeculation\x12\x0e\n\x06rounds\x18\x01 \x01(\r\x12\x0f\n\x07\x64rafted\x18\x02 \x01(\r\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\r\x12\x1a\n\x12target_only_tokens\x18\x04 \x01(\r\x12\x0f\n\x07resumes\x18\x05 \x01(\r\x12\x16\n\x0elocal_verdicts\x18\x06 \x01(\r\x12\x17\n\x0fstream_verdicts\x18\x07 \x01(\r\x12\x16\n\x0eround_verdicts\x18\x08 \x01(\r\x12\x0f\n\x07lengths\x18\t \x03(\r\"\x8b\x01\n\tCompleted\x12*\n\x06reason\x18\x01 \x01(\x0e\x32\x1a.specfleet.v1.FinishReason\x12\"\n\x05usage\x18\x02 \x01(\x0b\x32\x13.specfleet.v1.Usage\x12.\n\x0bspeculation\x18\x03 \x01(\x0b\x32\x19.specfleet.v1.Speculation\"\"\n GenerationServiceGetModelRequest\"G\n!GenerationServiceGetModelResponse\x12\"\n\x05model\x18\x01 \x01(\x0b\x32\x13.specfleet.v1.Model*\x87\x01\n\tTokenKind\x12\x1a\n\x16TOKEN_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13TOKEN_KIND_ACCEPTED\x10\x01\x12\x18\n\x14TOKEN_KIND_RECOVERED\x10\x02\x12\x14\n\x10TOKEN_KIND_BONUS\x10\x03\x12\x15\n\x11TOKEN_KIND_TARGET\x10\x04\x32\xcd\x01\n\x11GenerationService\x12K\n\x08Generate\x12\x1d.specfleet.v1.GenerateRequest\x1a\x1e.specfleet.v1.GenerateResponse0\x01\x12k\n\x08GetModel\x12..specfleet.v1.GenerationServiceGetModelRequest\x1a/.specfleet.v1.GenerationServiceGetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dspecfleet/v1/generation.proto\x12\x0cspecfleet.v1\x1a\x19specfleet/v1/common.proto\"\xa5\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x10\n\x06prompt\x18\x02 \x01(\tH\x00\x12*\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x1a.specfleet.v1.ChatMessagesH\x00\x12\x32\n\x10prompt_token_ids\x18\x04 \x01(\x0b\x32\x16.specfleet.v1.TokenIdsH\x00\x12.\n\x08sampling\x18\x05 \x01(\x0b\x32\x1c.specfleet.v1.SamplingParams\x12\x15\n\rservice_class\x18\x06 \x01(\t\x12\r\n\x05model\x18\x07 \x01(\t\x12\x18\n\x10output_token_ids\x18\x08 \x03(\r\x12\x13\n\x0btarget_only\x18\t \x01(\x08\x42\x07\n\x05input\"\x1d\n\x08TokenIds\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\";\n\x0c\x43hatMessages\x12+\n\x08messages\x18\x01 \x03(\x0b\x32\x19.specfleet.v1.ChatMessage\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\x9d\x01\n\x10GenerateResponse\x12(\n\x07started\x18\x01 \x01(\x0b\x32\x15.specfleet.v1.StartedH\x00\x12&\n\x06tokens\x18\x02 \x01(\x0b\x32\x14.specfleet.v1.TokensH\x00\x12,\n\tcompleted\x18\x03 \x01(\x0b\x32\x17.specfleet.v1.CompletedH\x00\x42\t\n\x07message\"v\n\x07Started\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06policy\x18\x03 \x01(\t\x12\x10\n\x08verifier\x18\x04 \x01(\t\x12\x0f\n\x07\x64rafter\x18\x05 \x01(\t\x12\x15\n\rprompt_tokens\x18\x06 \x01(\r\"\xdd\x01\n\x06Tokens\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12&\n\x05kinds\x18\x03 \x03(\x0e\x32\x17.specfleet.v1.TokenKind\x12\x10\n\x08logprobs\x18\x04 \x03(\x02\x12\x14\n\x0ctext_lengths\x18\x05 \x03(\r\x12\x0f\n\x07\x64rafted\x18\x06 \x01(\r\x12 \n\x04mode\x18\x07 \x01(\x0e\x32\x12.specfleet.v1.Mode\x12/\n\x0ctop_logprobs\x18\x08 \x03(\x0b\x32\x19.specfleet.v1.TopLogprobs\"\xc7\x01\n\x0bSpeculation\x12\x0e\n\x06rounds\x18\x01 \x01(\r\x12\x0f\n\x07\x64rafted\x18\x02 \x01(\r\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\r\x12\x1a\n\x12target_only_tokens\x18\x04 \x01(\r\x12\x0f\n\x07resumes\x18\x05 \x01(\r\x12\x16\n\x0elocal_verdicts\x18\x06 \x01(\r\x12\x17\n\x0fstream_verdicts\x18\x07 \x01(\r\x12\x16\n\x0eround_verdicts\x18\x08 \x01(\r\x12\x0f\n\x07lengths\x18\t \x03(\r\"\x8b\x01\n\tCompleted\x12*\n\x06reason\x18\x01 \x01(\x0e\x32\x1a.specfleet.v1.FinishReason\x12\"\n\x05usage\x18\x02 \x01(\x0b\x32\x13.specfleet.v1.Usage\x12.\n\x0bspeculation\x18\x03 \x01(\x0b\x32\x19.specfleet.v1.Speculation\"\"\n GenerationServiceGetModelRequest\"G\n!GenerationServiceGetModelResponse\x12\"\n\x05model\x18\x01 \x01(\x0b\x32\x13.specfleet.v1.Model*\x87\x01\n\tTokenKind\x12\x1a\n\x16TOKEN_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13TOKEN_KIND_ACCEPTED\x10\x01\x12\x18\n\x14TOKEN_KIND_RECOVERED\x10\x02\x12\x14\n\x10TOKEN_KIND_BONUS\x10\x03\x12\x15\n\x11TOKEN_KIND_TARGET\x10\x04\x32\xcd\x01\n\x11GenerationService\x12K\n\x08Generate\x12\x1d.specfleet.v1.GenerateRequest\x1a\x1e.specfleet.v1.GenerateResponse0\x01\x12k\n\x08GetModel\x12..specfleet.v1.GenerationServiceGetModelRequest\x1a/.specfleet.v1.GenerationServiceGetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'specfleet.v1.generation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TOKENKIND']._serialized_start=1417
-  _globals['_TOKENKIND']._serialized_end=1552
+  _globals['_TOKENKIND']._serialized_start=1466
+  _globals['_TOKENKIND']._serialized_end=1601
   _globals['_GENERATEREQUEST']._serialized_start=75
   _globals['_GENERATEREQUEST']._serialized_end=368
   _globals['_TOKENIDS']._serialized_start=370
@@ -47,15 +47,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STARTED']._serialized_start=668
   _globals['_STARTED']._serialized_end=786
   _globals['_TOKENS']._serialized_start=789
-  _globals['_TOKENS']._serialized_end=961
-  _globals['_SPECULATION']._serialized_start=964
-  _globals['_SPECULATION']._serialized_end=1163
-  _globals['_COMPLETED']._serialized_start=1166
-  _globals['_COMPLETED']._serialized_end=1305
-  _globals['_GENERATIONSERVICEGETMODELREQUEST']._serialized_start=1307
-  _globals['_GENERATIONSERVICEGETMODELREQUEST']._serialized_end=1341
-  _globals['_GENERATIONSERVICEGETMODELRESPONSE']._serialized_start=1343
-  _globals['_GENERATIONSERVICEGETMODELRESPONSE']._serialized_end=1414
-  _globals['_GENERATIONSERVICE']._serialized_start=1555
-  _globals['_GENERATIONSERVICE']._serialized_end=1760
+  _globals['_TOKENS']._serialized_end=1010
+  _globals['_SPECULATION']._serialized_start=1013
+  _globals['_SPECULATION']._serialized_end=1212
+  _globals['_COMPLETED']._serialized_start=1215
+  _globals['_COMPLETED']._serialized_end=1354
+  _globals['_GENERATIONSERVICEGETMODELREQUEST']._serialized_start=1356
+  _globals['_GENERATIONSERVICEGETMODELREQUEST']._serialized_end=1390
+  _globals['_GENERATIONSERVICEGETMODELRESPONSE']._serialized_start=1392
+  _globals['_GENERATIONSERVICEGETMODELRESPONSE']._serialized_end=1463
+  _globals['_GENERATIONSERVICE']._serialized_start=1604
+  _globals['_GENERATIONSERVICE']._serialized_end=1809
 # @@protoc_insertion_point(module_scope)

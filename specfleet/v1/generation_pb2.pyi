@@ -90,7 +90,7 @@ class Started(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., policy: _Optional[str] = ..., verifier: _Optional[str] = ..., drafter: _Optional[str] = ..., prompt_tokens: _Optional[int] = ...) -> None: ...
 
 class Tokens(_message.Message):
-    __slots__ = ("token_ids", "text", "kinds", "logprobs", "text_lengths", "drafted", "mode")
+    __slots__ = ("token_ids", "text", "kinds", "logprobs", "text_lengths", "drafted", "mode", "top_logprobs")
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     KINDS_FIELD_NUMBER: _ClassVar[int]
@@ -98,6 +98,7 @@ class Tokens(_message.Message):
     TEXT_LENGTHS_FIELD_NUMBER: _ClassVar[int]
     DRAFTED_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
+    TOP_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     text: str
     kinds: _containers.RepeatedScalarFieldContainer[TokenKind]
@@ -105,7 +106,8 @@ class Tokens(_message.Message):
     text_lengths: _containers.RepeatedScalarFieldContainer[int]
     drafted: int
     mode: _common_pb2.Mode
-    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., kinds: _Optional[_Iterable[_Union[TokenKind, str]]] = ..., logprobs: _Optional[_Iterable[float]] = ..., text_lengths: _Optional[_Iterable[int]] = ..., drafted: _Optional[int] = ..., mode: _Optional[_Union[_common_pb2.Mode, str]] = ...) -> None: ...
+    top_logprobs: _containers.RepeatedCompositeFieldContainer[_common_pb2.TopLogprobs]
+    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., kinds: _Optional[_Iterable[_Union[TokenKind, str]]] = ..., logprobs: _Optional[_Iterable[float]] = ..., text_lengths: _Optional[_Iterable[int]] = ..., drafted: _Optional[int] = ..., mode: _Optional[_Union[_common_pb2.Mode, str]] = ..., top_logprobs: _Optional[_Iterable[_Union[_common_pb2.TopLogprobs, _Mapping]]] = ...) -> None: ...
 
 class Speculation(_message.Message):
     __slots__ = ("rounds", "drafted", "accepted", "target_only_tokens", "resumes", "local_verdicts", "stream_verdicts", "round_verdicts", "lengths")

@@ -138,7 +138,7 @@ class Opened(_message.Message):
     def __init__(self, grant: _Optional[_Union[Grant, _Mapping]] = ..., model: _Optional[_Union[_common_pb2.Model, _Mapping]] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., verifier: _Optional[str] = ..., waited_seconds: _Optional[float] = ...) -> None: ...
 
 class Verdict(_message.Message):
-    __slots__ = ("position", "token_ids", "drafted", "accepted", "grant", "logprobs", "mode", "trimmed", "alternatives", "alternative_accepted")
+    __slots__ = ("position", "token_ids", "drafted", "accepted", "grant", "logprobs", "mode", "trimmed", "alternatives", "alternative_accepted", "top_logprobs")
     POSITION_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     DRAFTED_FIELD_NUMBER: _ClassVar[int]
@@ -149,6 +149,7 @@ class Verdict(_message.Message):
     TRIMMED_FIELD_NUMBER: _ClassVar[int]
     ALTERNATIVES_FIELD_NUMBER: _ClassVar[int]
     ALTERNATIVE_ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    TOP_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     position: int
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     drafted: int
@@ -159,7 +160,8 @@ class Verdict(_message.Message):
     trimmed: int
     alternatives: int
     alternative_accepted: bool
-    def __init__(self, position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., drafted: _Optional[int] = ..., accepted: _Optional[int] = ..., grant: _Optional[_Union[Grant, _Mapping]] = ..., logprobs: _Optional[_Iterable[float]] = ..., mode: _Optional[_Union[_common_pb2.Mode, str]] = ..., trimmed: _Optional[int] = ..., alternatives: _Optional[int] = ..., alternative_accepted: _Optional[bool] = ...) -> None: ...
+    top_logprobs: _containers.RepeatedCompositeFieldContainer[_common_pb2.TopLogprobs]
+    def __init__(self, position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., drafted: _Optional[int] = ..., accepted: _Optional[int] = ..., grant: _Optional[_Union[Grant, _Mapping]] = ..., logprobs: _Optional[_Iterable[float]] = ..., mode: _Optional[_Union[_common_pb2.Mode, str]] = ..., trimmed: _Optional[int] = ..., alternatives: _Optional[int] = ..., alternative_accepted: _Optional[bool] = ..., top_logprobs: _Optional[_Iterable[_Union[_common_pb2.TopLogprobs, _Mapping]]] = ...) -> None: ...
 
 class Finished(_message.Message):
     __slots__ = ("reason", "usage")

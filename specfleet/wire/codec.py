@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 
 from specfleet.core.errors import ConfigurationError, InternalError, InvalidRequest, ModelMismatch
@@ -43,6 +43,7 @@ from specfleet.core.types import (
     ServiceClass,
     Speculation,
     TokenKind,
+    TopLogprobs,
     Usage,
 )
 from specfleet.v1 import common_pb2, generation_pb2, verification_pb2
@@ -265,6 +266,7 @@ def verify_response_to_proto(message: VerifyResponse) -> verification_pb2.Verify
                 trimmed=message.trimmed,
                 alternatives=message.alternatives,
                 alternative_accepted=message.alternative_accepted,
+                top_logprobs=_top_to_proto(message.top_logprobs),
             )
             return verification_pb2.VerifyResponse(verdict=verdict)
         case Opened():
@@ -299,6 +301,7 @@ def verify_response_from_proto(proto: verification_pb2.VerifyResponse) -> Verify
                 trimmed=verdict.trimmed,
                 alternatives=verdict.alternatives,
                 alternative_accepted=verdict.alternative_accepted,
+                top_logprobs=_top_from_proto(verdict.top_logprobs),
             )
         case "opened":
             opened = proto.opened
@@ -362,6 +365,7 @@ def sampling_to_proto(params: SamplingParams) -> common_pb2.SamplingParams:
         stop_token_ids=params.stop_token_ids,
         ignore_eos=params.ignore_eos,
         logprobs=params.logprobs,
+        top_logprobs=params.top_logprobs,
     )
 
 
@@ -378,7 +382,19 @@ def sampling_from_proto(proto: common_pb2.SamplingParams) -> SamplingParams:
         stop_token_ids=tuple(proto.stop_token_ids),
         ignore_eos=proto.ignore_eos,
         logprobs=proto.logprobs,
+        top_logprobs=proto.top_logprobs,
     )
+
+
+def _top_to_proto(top: Sequence[TopLogprobs] | None) -> list[common_pb2.TopLogprobs]:
+    return [
+        common_pb2.TopLogprobs(token_ids=[token for token, _ in place], logprobs=[value for _, value in place])
+        for place in top or ()
+    ]
+
+
+def _top_from_proto(protos: Iterable[common_pb2.TopLogprobs]) -> tuple[TopLogprobs, ...] | None:
+    return tuple(tuple(zip(one.token_ids, one.logprobs, strict=False)) for one in protos) or None
 
 
 def model_to_proto(model: ModelInfo) -> common_pb2.Model:
@@ -514,6 +530,7 @@ def event_to_proto(event: Event) -> generation_pb2.GenerateResponse:
                 text_lengths=event.text_lengths,
                 drafted=event.drafted,
                 mode=_MODE_TO_PROTO[event.mode] if event.mode is not None else common_pb2.MODE_UNSPECIFIED,
+                top_logprobs=_top_to_proto(event.top_logprobs),
             )
             return generation_pb2.GenerateResponse(tokens=tokens)
         case Started():
@@ -547,6 +564,7 @@ def event_from_proto(proto: generation_pb2.GenerateResponse) -> Event:
                 text_lengths=tuple(tokens.text_lengths),
                 drafted=tokens.drafted,
                 mode=_MODE_FROM_PROTO.get(tokens.mode),
+                top_logprobs=_top_from_proto(tokens.top_logprobs),
             )
         case "started":
             started = proto.started

@@ -104,10 +104,14 @@ def test_logprobs_come_with_the_tokens(daemons: Fleet) -> None:
     """Asked for, every token carries the target's log-probability; greedy tokens are the likeliest."""
     _, drafter, _ = daemons
     with Client(drafter.address) as client:
-        reply = client.generate("Once upon a time", max_tokens=12, temperature=0.0, logprobs=True)
-    assert reply.logprobs is not None
+        reply = client.generate("Once upon a time", max_tokens=12, temperature=0.0, logprobs=True, top_logprobs=2)
+    assert reply.logprobs is not None and reply.top_logprobs is not None
     assert len(reply.token_ids) == len(reply.logprobs)
     assert all(-8.0 < value <= 0.0 for value in reply.logprobs)
+    assert [*zip(reply.token_ids, reply.logprobs, strict=True)] == [place[0] for place in reply.top_logprobs]
+    assert (
+        {2} == {len(place) for place in reply.top_logprobs} == {len(place) for place in reply.to_dict()["top_logprobs"]}
+    )
 
 
 def test_the_json_object_of_generate_has_its_fields(daemons: Fleet) -> None:

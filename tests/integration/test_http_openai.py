@@ -15,10 +15,13 @@ from typing import Any
 import httpx
 import openai
 import pytest
+import torch
 from openai import AsyncOpenAI, OpenAI
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from specfleet import Client
 from support.daemons import ANY_PORT, Daemon, running, start_drafter, start_verifier, wait_until_empty
+from support.pair import TARGET
 
 MODEL = "tiny-target"
 PROMPT = "Once upon a time"
@@ -181,6 +184,39 @@ def test_logprobs(client: OpenAI, server: Daemon) -> None:
     assert chat.text == bytes(byte for one in told for byte in one.bytes or ()).decode()
 
 
+def test_logprobs_of_alternatives(client: OpenAI) -> None:
+    """The likeliest tokens in each place are those of transformers' own forward pass, in both APIs, whole and streamed."""
+    whole = client.completions.create(
+        model=MODEL, prompt=PROMPT, logprobs=3, extra_body={"return_token_ids": True}, **GREEDY
+    ).choices[0]
+    assert whole.logprobs is not None and whole.logprobs.top_logprobs is not None
+    ids = whole.model_dump()["token_ids"]
+    tokenizer = AutoTokenizer.from_pretrained(TARGET)
+    target = AutoModelForCausalLM.from_pretrained(TARGET, dtype=torch.float32)
+    prompt = tokenizer(PROMPT)["input_ids"]
+    with torch.inference_mode():
+        logits = target(torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1]
+    best = logits.log_softmax(-1).topk(3)
+    for place, values, tokens in zip(
+        whole.logprobs.top_logprobs, best.values.tolist(), best.indices.tolist(), strict=True
+    ):
+        assert values == pytest.approx(list(place.values()), abs=1e-4)
+        assert [tokenizer.decode([token]) for token in tokens] == list(place)
+
+    sampled: dict[str, Any] = {"max_tokens": 12, "seed": 3, "logprobs": True, "top_logprobs": 4}
+    reply = client.chat.completions.create(model=MODEL, messages=MESSAGES, **sampled).choices[0]
+    stream = client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=True, **sampled)
+    streamed = [one for chunk in stream if (found := chunk.choices[0].logprobs) for one in found.content or ()]
+    assert reply.logprobs is not None and reply.logprobs.content is not None
+    for one, other in zip(reply.logprobs.content, streamed, strict=True):
+        values = [alternative.logprob for alternative in one.top_logprobs]
+        assert 4 == len(values) and sorted(values, reverse=True) == values
+        assert one.logprob == pytest.approx(values[0]) or one.logprob < values[0]
+        assert values == pytest.approx([alternative.logprob for alternative in other.top_logprobs], abs=1e-4)
+    plain = client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=12, seed=3).choices[0]
+    assert plain.message.content == reply.message.content  # asking changes nothing
+
+
 def test_usage_tells_what_speculation_did(client: OpenAI, server: Daemon) -> None:
     """Accepted and rejected predictions and cached tokens, at the end of a stream and whole; none where nobody drafts."""
     prompt = "There was a house at the end of the road, and in it lived a clockmaker. " * 4
@@ -241,7 +277,7 @@ def test_what_speculation_did_token_by_token(daemons: tuple[Daemon, Daemon]) -> 
         ({"prompt": [5000]}, "prompt", ("5000",)),
         ({"stop": ["x"] * 17}, "stop", ("17", "16")),
         ({"seed": -1}, "seed", ("-1",)),
-        ({"logprobs": 3}, "logprobs", ("3",)),
+        ({"logprobs": 6}, "logprobs", ("6", "from 0 to 5")),
         ({"frequency_penalty": 0.5}, "frequency_penalty", ("not supported",)),
         ({"logit_bias": {"1": 5}}, "logit_bias", ("not supported",)),
         ({"echo": True}, "echo", ("not supported",)),

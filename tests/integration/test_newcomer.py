@@ -1,10 +1,12 @@
-"""README and SDK documentation, pasted one by one: lines run, on real daemons, and say what they promise."""
+"""README, guide, SDK and HTTP documentation, pasted one by one: lines run, on real daemons, and say what they promise."""
 
 from __future__ import annotations
 
 import shlex
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +15,8 @@ from support.daemons import ANY_PORT, Daemon, running
 from support.newcomer import Shell, blocks, python_blocks
 from support.pair import ROOT
 
-README, SDK = ROOT / "README.md", ROOT / "docs" / "sdk.md"
+README = ROOT / "README.md"
+GUIDE, SDK, HTTP = (ROOT / "docs" / name for name in ("guide.md", "sdk.md", "http.md"))
 ELSEWHERE = {
     "make demo": "has a test of its own (test_daemons.py)",
     "make test": "is this",
@@ -56,7 +59,7 @@ def daemon(shell: Shell, line: str) -> Daemon:
         kept += [] if flag in kept else [flag, ANY_PORT]
     if arguments[0] == "drafter" and "--verifier" not in kept:
         kept += ["--verifier", shell.here["127.0.0.1:7600"]]  # the default
-    return Daemon(*kept)
+    return Daemon(*kept, prefix=("env", "-C", str(shell.folder)))
 
 
 def paste(shell: Shell, line: str) -> None:
@@ -72,7 +75,7 @@ def is_daemon(line: str) -> bool:
 
 @pytest.fixture(scope="module")
 def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
-    return Shell(tmp_path_factory.mktemp("newcomer"), {"models/tiny": str(ROOT / "models" / "tiny")})
+    return Shell(tmp_path_factory.mktemp("newcomer"), {})
 
 
 @pytest.fixture(scope="module")
@@ -121,3 +124,33 @@ def test_sdk(shell: Shell, fleet: tuple[Daemon, Daemon]) -> None:
     shell.here |= {"edge-7:7700": fleet[1].address, "gpu-1:7600": fleet[0].address}
     for code in python_blocks(SDK)[:-1]:
         assert shell.python(code).strip()
+
+
+def test_http(shell: Shell, fleet: tuple[Daemon, Daemon]) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    for line in blocks(HTTP)[:2]:
+        assert '"choices"' in shell.run(line), line
+    for code in python_blocks(HTTP):
+        assert shell.python(code).strip()
+
+
+def test_two_machines(tmp_path: Path) -> None:
+    """Both of them this one, the shipped pair for the hub's: certificates, token, profile, daemons and users as written."""
+    here = {"Qwen/Qwen3-8B": "models/tiny-target", "Qwen/Qwen3-0.6B": "models/tiny-draft", " --device cuda": ""}
+    shell = Shell(tmp_path, here | {"gpu-1": "localhost"})
+    lines = [line for line in blocks(GUIDE, "## Two machines: a GPU host and a laptop") if "pip install" not in line]
+    at = next(number for number, line in enumerate(lines) if line.startswith("specfleet verifier"))
+    for line in lines[:at]:
+        paste(shell, line)
+    (tmp_path / "ca.pem").write_bytes((tmp_path / "certs" / "ca.pem").read_bytes())  # as it is carried to the laptop
+    with running(daemon(shell, lines[at])) as verifier:
+        shell.here = {"gpu-1:7600": f"localhost:{verifier.address.rpartition(':')[2]}", **shell.here}
+        with running(daemon(shell, lines[at + 1])) as drafter:
+            shell.here |= {
+                "specfleet generate": f"specfleet generate --server {drafter.address}",
+                "specfleet chat": f"specfleet chat --server {drafter.address}",
+                "127.0.0.1:7701": drafter.said("metrics"),
+            }
+            for line in lines[at + 2 :]:
+                paste(shell, line)

@@ -408,7 +408,9 @@ def test_plots_are_drawn(small: Path, tmp_path: Path, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["--policy", "fair-godput"], "--policy is 'fair-godput', must be one of fair-goodput"),
         (["--policy", "fair-godput"], "did you mean fair-goodput?"),
+        (["--policy", "fixed:0"], "write fixed:K with K from 1 to 32"),
         (["--seeds", "0"], "seeds"),
     ],
 )

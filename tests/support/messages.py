@@ -20,6 +20,7 @@ from specfleet.core.types import (
     SamplingParams,
     Speculation,
     TokenKind,
+    TopLogprobs,
     Usage,
 )
 
@@ -40,7 +41,8 @@ def optional_floats(count: int) -> st.SearchStrategy[tuple[float, ...] | None]:
 
 
 SAMPLING = st.builds(
-    SamplingParams,
+    lambda told, **others: SamplingParams(logprobs=told >= 0, top_logprobs=max(told, 0), **others),
+    told=st.integers(-1, SamplingParams.MAX_TOP_LOGPROBS),
     max_tokens=st.integers(1, 2**32 - 1),
     temperature=st.floats(0, 100),
     top_k=COUNTS,
@@ -50,7 +52,6 @@ SAMPLING = st.builds(
     stop=st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=5), max_size=16),
     stop_token_ids=ids(),
     ignore_eos=st.booleans(),
-    logprobs=st.booleans(),
 )
 GRANTS = st.builds(Grant, st.sampled_from(Mode), COUNTS, COUNTS, st.floats(0, 1e6, width=32))
 USAGES = st.builds(Usage, COUNTS, COUNTS, COUNTS)
@@ -118,6 +119,12 @@ def survivals(count: int) -> st.SearchStrategy[tuple[float, ...] | None]:
     return st.none() if count == 0 else st.none() | chances.map(lambda one: tuple(sorted(one, reverse=True)))
 
 
+def places(count: int) -> st.SearchStrategy[tuple[TopLogprobs, ...] | None]:
+    """The likeliest tokens in each of `count` places; none at all where there are none."""
+    one = st.lists(st.tuples(COUNTS, st.floats(-100, 0, width=32)), min_size=1, max_size=3).map(tuple)
+    return st.lists(one, min_size=count, max_size=count).map(lambda found: tuple(found) or None)
+
+
 @st.composite
 def shadows(draw: st.DrawFn) -> Shadow:
     tested = draw(COUNTS)
@@ -143,6 +150,7 @@ def verdicts(draw: st.DrawFn) -> Verdict:
         trimmed=draw(COUNTS),
         alternatives=draw(COUNTS),
         alternative_accepted=draw(st.booleans()),
+        top_logprobs=draw(st.none() | places(len(tokens))),
     )
 
 
@@ -177,9 +185,8 @@ def tokens(draw: st.DrawFn) -> Tokens:
     kinds = tuple(draw(st.lists(st.sampled_from(TokenKind), min_size=count, max_size=count)))
     lengths = tuple(draw(st.lists(COUNTS, min_size=count, max_size=count)))
     mode = draw(st.none() | st.sampled_from(Mode))
-    return Tokens(
-        draw(ids(count, count)), draw(TEXTS), kinds, draw(optional_floats(count)), lengths, draw(COUNTS), mode
-    )
+    logprobs, top = draw(optional_floats(count)), draw(st.none() | places(count))
+    return Tokens(draw(ids(count, count)), draw(TEXTS), kinds, logprobs, lengths, draw(COUNTS), mode, top)
 
 
 SPECULATIONS = st.builds(

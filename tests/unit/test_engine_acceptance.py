@@ -269,15 +269,18 @@ def test_q_is_what_the_token_was_drawn_from() -> None:
 
 
 def test_logprobs_are_the_models_own() -> None:
-    """Before temperature and truncation, one per committed token, whichever rule chose them."""
+    """Before temperature and truncation, one per committed token, whichever rule chose them, and as many of the likeliest in
+    its place as were asked for."""
     logits = torch.from_numpy(rows(7, seed=10))
     best = logits.argmax(-1).tolist()
     q = [DraftDistribution((3,), (1.0,))]
     choices = [
-        Choice(StepItem(0, [1, *best[:2]], SamplingParams(temperature=0, logprobs=True), draft=2), 0, 5),
+        Choice(
+            StepItem(0, [1, *best[:2]], SamplingParams(temperature=0, logprobs=True, top_logprobs=1), draft=2), 0, 5
+        ),
         Choice(StepItem(1, [1], SamplingParams(temperature=0)), 3, 5),
         Choice(StepItem(2, [1, 3], SamplingParams(top_k=2, logprobs=True), draft=1, q=q), 4, 5),
-        Choice(StepItem(3, [1], SamplingParams(seed=1, temperature=0.1, logprobs=True)), 6, 5),
+        Choice(StepItem(3, [1], SamplingParams(seed=1, temperature=0.1, logprobs=True, top_logprobs=3)), 6, 5),
     ]
 
     results = Chooser(CPU, 0).choose(choices, logits)
@@ -290,3 +293,11 @@ def test_logprobs_are_the_models_own() -> None:
             assert result.logprobs == pytest.approx(expected, abs=1e-5)
         else:
             assert result.logprobs is None
+        if count := choice.item.sampling.top_logprobs:
+            best = [logs[choice.first_row + i].topk(count) for i in range(len(result.tokens))]
+            assert result.top_logprobs is not None
+            for found, place in zip(result.top_logprobs, best, strict=True):
+                assert place.indices.tolist() == [token for token, _ in found]
+                assert place.values.tolist() == pytest.approx([value for _, value in found], abs=1e-5)
+        else:
+            assert result.top_logprobs is None

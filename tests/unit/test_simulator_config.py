@@ -90,6 +90,12 @@ def test_all_mistakes_are_named_at_once() -> None:
     assert "duration is 0" in message
 
 
+def test_a_list_whose_only_entry_is_wrong_is_not_called_empty() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        checked(document(policies=["fixd:4"]), FILE)
+    assert "empty" not in str(caught.value)
+
+
 def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
     """YAML itself would take the last one."""
     file = tmp_path / "twice.yaml"

@@ -251,8 +251,10 @@ def test_a_stop_id_ends_the_text_and_cuts_the_rest_off() -> None:
     """Tokens behind the end of text inside an accepted draft are not committed, nor counted as accepted."""
     one = session()
     offer(one, 3, 4, EOS, 6)
-    verdict = one.commit(StepResult(3, (4, EOS, 6, 7), logprobs=(-1.0, -2.0, -3.0, -4.0)), 3)
+    top = (((4, -1.0),), ((9, -0.5),), ((6, -3.0),), ((7, -4.0),))
+    verdict = one.commit(StepResult(3, (4, EOS, 6, 7), logprobs=(-1.0, -2.0, -3.0, -4.0), top_logprobs=top), 3)
     assert ((4, EOS), 2, (-1.0, -2.0)) == (verdict.tokens, verdict.accepted, verdict.logprobs)
+    assert top[:2] == verdict.top_logprobs
     assert FinishReason.STOP is one.finished
     assert Usage(3, 2, 0) == one.usage
 
