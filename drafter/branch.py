@@ -123,6 +123,12 @@ class Branch:
         self.ahead.extend(guesses[behind:])
         return len(guesses) - behind
 
+    def contradicts(self, base: int, version: int, tokens: Sequence[int]) -> bool:
+        """Whether `tokens`, guessed for positions from `base` on when the branch had `version`, are of no use by now. Reads
+        only: the engine's thread may ask."""
+        said = self.text[base : base + len(tokens)]
+        return version != self.version or said != list(tokens[: len(said)])
+
     def drop(self) -> int:
         """Forget all guesses; returns how many."""
         count = len(self.ahead)
