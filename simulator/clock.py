@@ -71,7 +71,8 @@ def _nothing() -> None:
     pass
 
 
-def _wake(future: asyncio.Future[None]) -> None:
+def wake(future: asyncio.Future[None]) -> None:
+    """Whoever waits for it, if anybody still does."""
     if not future.done():
         future.set_result(None)
 
@@ -148,7 +149,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def nap(self, seconds: float) -> asyncio.Future[None]:
         """As asyncio.sleep, with less around it: await it at once."""
         future: asyncio.Future[None] = self.create_future()
-        self.call_at(self._now + seconds, _wake, future, context=BARE)
+        self.call_at(self._now + seconds, wake, future, context=BARE)
         return future
 
     def _run_once(self) -> None:
