@@ -105,7 +105,7 @@ class Verdict(NamedTuple):
 
     def granted(self, grant: Grant) -> Verdict:
         """The same with this grant."""
-        return self._make((*self[:4], grant, *self[5:]))
+        return Verdict._make((*self[:4], grant, *self[5:]))
 
     @property
     def verified(self) -> int:
