@@ -39,6 +39,8 @@ POLICIES = ("none", "fixed:4")
 STREAMS, TOKENS = 8, 64
 ROUND_TRIP = 0.001
 """Seconds: loopback, and gRPC on both sides."""
+LONGEST = 600
+"""Seconds in which all requests are certainly issued."""
 PROMPT_TOKENS = {"uniform": [16, 160]}
 """About what the prompts have in the shipped pair's tokens."""
 
@@ -91,6 +93,7 @@ def _report(rounds: Sequence[dict[str, Sides]]) -> int:
         report.figures[name] = {
             "tokens_per_s": [(one.live["tokens_per_s"], one.simulated["tokens_per_s"]) for one in own],
             "tpot_p50_s": [(one.live["tpot_s"]["p50"], one.simulated["tpot_s"]["p50"]) for one in own],
+            "ttft_p50_s": [(one.live["ttft_s"]["p50"], one.simulated["ttft_s"]["p50"]) for one in own],
         }
         accepted = [_median(one.live["acceptance_rate"] for one in own), ""]
         if name != "none":
@@ -127,7 +130,7 @@ def measure(requests: int, seconds: float, prompts: Path) -> dict[str, Sides]:
                 run(*_load(server, STREAMS, prompts))  # warm
                 live = json.loads(run(*_load(server, requests, prompts)).splitlines()[-1])
             found[name] = Sides(
-                live, simulated(name, json.loads(steps.read_text()), json.loads(drafts.read_text()), live)
+                live, simulated(name, json.loads(steps.read_text()), json.loads(drafts.read_text()), live, requests)
             )
     return found
 
@@ -157,12 +160,13 @@ def run(*words: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-def simulated(name: str, steps: dict[str, Any], drafts: dict[str, Any], live: dict[str, Any]) -> dict[str, Any]:
-    """The same workload with these profiles and the live fleet's acceptance."""
+def simulated(
+    name: str, steps: dict[str, Any], drafts: dict[str, Any], live: dict[str, Any], requests: int
+) -> dict[str, Any]:
+    """The same workload, request for request, with these profiles and the live fleet's acceptance."""
     rate = live["acceptance_rate"]
     document = {
-        "duration": 30,
-        "warm_up": 5,
+        "duration": LONGEST,
         "tiers": {
             "drafter": {
                 "count": 1,
@@ -173,9 +177,12 @@ def simulated(name: str, steps: dict[str, Any], drafts: dict[str, Any], live: di
             }
         },
         "verifiers": {"verifier": {"profile": {key: one for key, one in steps.items() if key != "source"}}},
-        "workload": {"closed_loop": {}, "prompt_tokens": PROMPT_TOKENS, "output_tokens": TOKENS},
+        "workload": {"closed_loop": {"requests": requests}, "prompt_tokens": PROMPT_TOKENS, "output_tokens": TOKENS},
     }
-    return figures(play(checked(document, Path("congruence.yaml")), policy(name), 0), 0.0)
+    played = play(checked(document, Path("congruence.yaml")), policy(name), 0)
+    # As `specfleet bench` counts: from the first request's beginning to the last one's end.
+    seconds = max(row.issued + row.e2e for row in played.rows) - min(row.issued for row in played.rows)
+    return figures(played, 0.0) | {"tokens_per_s": played.total.tokens / seconds}
 
 
 def each(rate: float, length: int) -> float:

@@ -5,6 +5,9 @@
 Pure Python on one core, no engine. Sessions are in whatever modes `fair-goodput` puts them in; drafts arrive for those that
 wait for them. A step takes at most 512 tokens, as the verifier's does by default, and its time grows with them, so that
 the number of verdicts in a step is what it would be. p99 over the steps after a warm-up.
+
+What the machine adds shows in a reference: a bare loop that does to 512 plain objects what no scheduler
+in Python can leave out (find the session, read what the step did, write seven counts, put it last, hand out a grant).
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import argparse
 import gc
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.common import Report, progress, table
 from scheduler import ItemOutcome, Outcome, Scheduler, SchedulerConfig
 from scheduler.step_time import StepProfile
-from specfleet.core.types import Mode, ServiceClass
+from specfleet.core.types import LOCAL, Mode, ServiceClass
 
 SIZES = (100, 1_000, 10_000)
 PROFILE = StepProfile(0.03, 2e-4, 1e-7)
@@ -51,6 +55,9 @@ def main() -> int:
                 ]
             )
     table(rows)
+    bare = bare_step(arguments.steps)
+    report.figures["bare"] = bare
+    print(f"\n512 verdicts in a bare loop: {bare['p50'] * 1e3:.2f} ms, p99 {bare['p99'] * 1e3:.2f} ms")
     decision = one_decision()
     report.figures["decision_s"] = decision
     print(f"\none verdict's decision: {decision * 1e6:.1f} microseconds")
@@ -97,7 +104,7 @@ class Load:
             planned = time.perf_counter() - start
             seconds = PROFILE.fixed + PROFILE.per_token * sum(item.tokens for item in plan.items)
             self._now = self._now + seconds if plan.items else plan.wake_at or self._now
-            outcome = Outcome(tuple(self._outcome(item) for item in plan.items), seconds)
+            outcome = Outcome(tuple(self._outcome(item) for item in plan.items), seconds, plan.shape)
             start = time.perf_counter()
             grants = self.scheduler.commit(outcome, self._now)
             committed = time.perf_counter() - start
@@ -122,6 +129,41 @@ class Load:
     def _outcome(self, item: object) -> ItemOutcome:
         accepted = min(item.draft, int(self._rng.geometric(0.3)) - 1) if item.draft else 0  # type: ignore[attr-defined]
         return ItemOutcome(item.session, item.feed, item.draft, accepted, accepted + 1, 0)  # type: ignore[attr-defined]
+
+
+@dataclass(slots=True)
+class Bare:
+    """As many counts as a record has that change with every verdict."""
+
+    known: int = 100
+    computed: int = 99
+    emitted: int = 0
+    drafted: int = 0
+    ready_at: float = 0.0
+    told_at: float = 0.0
+    told_before: float = 0.0
+
+
+def bare_step(steps: int, sessions: int = 1_000, verdicts: int = 512) -> dict[str, float]:
+    """Seconds of a loop over `verdicts` of `sessions` records that decides nothing."""
+    records = {number: Bare() for number in range(sessions)}
+    times = []
+    for step in range(steps):
+        outcomes = [ItemOutcome(number, 1, 0, 0, 1, 0) for number in list(records)[:verdicts]]
+        now = float(step)
+        start = time.perf_counter()
+        grants = {}
+        for session, _, _, _, tokens, pending, _, _ in outcomes:
+            record = records.pop(session)
+            record.computed = record.known
+            record.known += tokens
+            record.emitted += tokens
+            record.drafted = pending
+            record.told_before, record.told_at, record.ready_at = record.told_at, now, now
+            records[session] = record
+            grants[session] = LOCAL
+        times.append(time.perf_counter() - start)
+    return {"p50": float(np.median(times)), "p99": float(np.percentile(times, 99))}
 
 
 def one_decision() -> float:

@@ -10,7 +10,7 @@ Sections, each in turns within one run, medians, bars on ratios:
     lookup    a fleet on loopback, fixed:8, texts that repeat themselves (our own: summaries, edits, lists): hybrid and model.
     overlap   a fleet with 20 ms to the verifier and back (a proxy on this machine), fixed:4 with and without drafting ahead.
     distance  none, fixed:4, stream and fair-goodput at 20, 60 and 120 ms.
-    trees     second guesses beside drafts (drafter --trees) and none, prompts of --prompts: tokens/s, tokens a round.
+    trees     second guesses beside drafts (drafter --trees) and none, one text at a time and eight: tokens/s, tokens a round.
     users     the draft model alone: tokens/s of one local user and of eight that share its batches.
 
 Fleets: the verifier is pinned to one core and the drafter to another, so that neither takes the other's time; this
@@ -27,8 +27,10 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -130,7 +132,7 @@ def _rounds(prompts: Path, count: int, tokens: int) -> tuple[list[Round], dict[s
     tokenizer = Tokenizer.from_folder(TARGET)
     texts = [json.loads(line)["prompt"] for line in prompts.read_text().splitlines()]
     texts = texts[:: max(1, len(texts) // count)][:count]
-    target, draft = (TorchEngine(EngineConfig(model=str(path), threads=1)) for path in (TARGET, DRAFT))
+    target, draft = TorchEngine(EngineConfig(model=str(TARGET), threads=1)), _draft_engine()
     found: list[Round] = []
     drafting, verifying, committed = [], [], 0
     for number, prompt in enumerate(texts):
@@ -163,6 +165,11 @@ def _rounds(prompts: Path, count: int, tokens: int) -> tuple[list[Round], dict[s
         engine.shutdown()
     progress("")
     return found, {"draft_s": seconds, "rate": rate, "least": seconds * rate, "stop_us": stop_us}
+
+
+def _draft_engine() -> TorchEngine:
+    """The draft model as a drafter runs it where nothing else is said."""
+    return TorchEngine(EngineConfig(model=str(DRAFT), threads=1, quantize="auto"))
 
 
 def _stop_cost(engine: TorchEngine) -> float:
@@ -208,6 +215,7 @@ class Fleet:
         if round_trip:
             self._way = stack.enter_context(DelayProxy(verifier.address, round_trip / 2)).address
         self.texts: dict[str, list[tuple[int, ...]]] = {}
+        """Of each run, the last it wrote."""
         self.per_round: dict[str, float] = {}
         """Tokens that a round of a drafter committed, in its last run."""
 
@@ -219,27 +227,30 @@ class Fleet:
 
     def drafter(self, *options: str) -> Callable[[], float]:
         """A drafter more; what runs all prompts through it, one after another, and returns tokens/s."""
+        return partial(self.run, " ".join(options), self.start(*options), 1)
+
+    def start(self, *options: str) -> str:
+        """A drafter more, and its address."""
         with _pinned(1):
-            address = self._start("drafter", "--model", str(DRAFT), "--verifier", self._way, *options).address
+            return self._start("drafter", "--model", str(DRAFT), "--verifier", self._way, *options).address
 
-        def run() -> float:
-            with Client(address) as client:
-                client.models()  # connected before the clock starts
-                start = time.perf_counter()
-                replies = [client.generate(prompt, self._sampling) for prompt in self._prompts]
-                seconds = time.perf_counter() - start
-            name = " ".join(options)
-            self.texts[name] = [reply.token_ids for reply in replies]
-            said = [reply.speculation for reply in replies if reply.speculation]
-            rounds = sum(one.rounds for one in said)
-            self.per_round[name] = 1.0 + sum(one.accepted for one in said) / rounds if rounds else 1.0
-            return sum(len(reply.token_ids) for reply in replies) / seconds
+    def run(self, name: str, address: str, streams: int) -> float:
+        """All prompts through the drafter at `address`, so many at a time: tokens/s; the rest is kept by `name`."""
+        with Client(address) as client, ThreadPoolExecutor(streams) as pool:
+            client.models()  # connected before the clock starts
+            start = time.perf_counter()
+            replies = list(pool.map(lambda prompt: client.generate(prompt, self._sampling), self._prompts))
+            seconds = time.perf_counter() - start
+        self.texts[name] = [reply.token_ids for reply in replies]
+        said = [reply.speculation for reply in replies if reply.speculation]
+        rounds = sum(one.rounds for one in said)
+        self.per_round[name] = 1.0 + sum(one.accepted for one in said) / rounds if rounds else 1.0
+        return sum(len(reply.token_ids) for reply in replies) / seconds
 
-        return run
 
-    def check(self) -> None:
-        if len({tuple(texts) for texts in self.texts.values()}) != 1:
-            raise SystemExit("drafters of one fleet wrote different texts: figures would mean nothing")
+def _check(*fleets: Fleet) -> None:
+    if len({tuple(texts) for fleet in fleets for texts in fleet.texts.values()}) != 1:
+        raise SystemExit("not everybody wrote the same texts: figures would mean nothing")
 
 
 def lookup(report: Report, arguments: argparse.Namespace) -> None:
@@ -247,7 +258,7 @@ def lookup(report: Report, arguments: argparse.Namespace) -> None:
         fleet = Fleet(stack, f"fixed:{LENGTH}", 0.0, REPETITIVE, arguments.tokens)
         runs = {name: fleet.drafter("--speculator", name) for name in ("model", "hybrid")}
         found = medians(interleaved(runs, arguments.rounds))
-        fleet.check()
+        _check(fleet)
     _say(report, "lookup", found)
     report.bar("texts that repeat themselves: hybrid over model", found["hybrid"] / found["model"], 1.2)
 
@@ -261,7 +272,7 @@ def overlap(report: Report, arguments: argparse.Namespace) -> None:
             "drafts ahead, ends early": fleet.drafter(),
         }
         found = medians(interleaved(runs, arguments.rounds))
-        fleet.check()
+        _check(fleet)
     _say(report, "overlap", found)
     best = max(found["drafts ahead"], found["drafts ahead, ends early"])
     report.bar("20 ms away, fixed:4: drafting ahead over waiting", best / found["waits for verdicts"], 1.15)
@@ -270,11 +281,14 @@ def overlap(report: Report, arguments: argparse.Namespace) -> None:
 def distance(report: Report, arguments: argparse.Namespace) -> None:
     for milliseconds in (20, 60, 120):
         with ExitStack() as stack:
-            runs = {
-                policy: Fleet(stack, policy, milliseconds / 1e3, PROMPTS[::2], arguments.tokens).drafter()
+            fleets = {
+                policy: Fleet(stack, policy, milliseconds / 1e3, PROMPTS[::2], arguments.tokens)
                 for policy in ("none", "fixed:4", "stream", "fair-goodput")
             }
-            found = medians(interleaved(runs, arguments.rounds))
+            found = medians(
+                interleaved({policy: fleet.drafter() for policy, fleet in fleets.items()}, arguments.rounds)
+            )
+            _check(*fleets.values())
         _say(report, f"{milliseconds} ms away", found)
         report.bar(f"{milliseconds} ms away: stream over none", found["stream"] / found["none"], 1.0)
         report.bar(
@@ -287,17 +301,20 @@ def distance(report: Report, arguments: argparse.Namespace) -> None:
 def trees(report: Report, arguments: argparse.Namespace) -> None:
     texts = [json.loads(line)["prompt"] for line in arguments.prompts.read_text().splitlines()]
     short = [text for text in texts if len(text) < 600]
-    prompts = tuple(short[:: max(1, len(short) // 16)][:16])
+    prompts = tuple(short[:: max(1, len(short) // USERS)][:USERS])
     for policy in ("fixed:4", "stream", "fair-goodput"):
         with ExitStack() as stack:
             fleet = Fleet(stack, policy, 0.0, prompts, arguments.tokens)
-            runs = {"chains": fleet.drafter(), "trees": fleet.drafter("--trees")}
-            found = medians(interleaved(runs, arguments.rounds))
-            fleet.check()
-        _say(report, f"trees, {policy}", found)
-        each = {"chains": fleet.per_round[""], "trees": fleet.per_round["--trees"]}
-        print(f"tokens a round: {each['chains']:.3f} with chains, {each['trees']:.3f} with trees")
-        report.figures[f"trees, {policy}, tokens a round"] = each
+            drafters = {"chains": fleet.start(), "trees": fleet.start("--trees")}
+            for streams in (1, USERS):
+                name = f"{policy}, {streams} at a time"
+                runs = {kind: partial(fleet.run, kind, where, streams) for kind, where in drafters.items()}
+                found = medians(interleaved(runs, arguments.rounds))
+                _check(fleet)
+                _say(report, name, found)
+                each = dict(fleet.per_round)
+                print(f"tokens a round: {each['chains']:.3f} with chains, {each['trees']:.3f} with trees")
+                report.figures[f"{name}, tokens a round"] = each
 
 
 def users(report: Report, arguments: argparse.Namespace) -> None:
@@ -309,7 +326,7 @@ def users(report: Report, arguments: argparse.Namespace) -> None:
 
 async def _users(rounds: int) -> dict[str, float]:
     """Drafted tokens/s through the batcher: users that ask for 8 tokens again and again."""
-    engine = TorchEngine(EngineConfig(model=str(DRAFT), threads=1))
+    engine = _draft_engine()
     batcher = DraftBatcher(engine)
     task = asyncio.create_task(batcher.run())
     taken: dict[str, list[float]] = {}

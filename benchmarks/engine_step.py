@@ -2,7 +2,7 @@
 
     python benchmarks/engine_step.py [--rounds 60] [--context 200] [--threads 1] [--models FOLDER]
 
-Every cell is a whole step: forward, choice, acceptance, rollback, against `model(input_ids, past_key_values)` and an argmax,
+Every cell is a whole step: forward, choice, acceptance, rollback, against `model(input_ids, cache)` and an argmax,
 without `generate` around it. All cells are measured in turns, medians are taken; compare ratios. "8 x 5" are eight sequences
 with four drafted tokens and one true one each. One thread by default: on a machine that does anything else besides, torch's
 threads wait for each other longer than they gain.
@@ -39,15 +39,16 @@ def stock(folder: Path, context: int, rows: int) -> Callable[[], object]:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     cache = DynamicCache(config=model.config)
     inputs = torch.tensor([tokens(rows, 1)])
+    # The cache goes by place: transformers 5.24 calls it `cache`, those before `past_key_values`.
 
     @torch.inference_mode()
     def run() -> object:
-        best = model(input_ids=inputs, past_key_values=cache).logits.argmax(-1).tolist()
+        best = model(inputs, None, None, cache).logits.argmax(-1).tolist()
         cache.crop(-rows)
         return best
 
     with torch.inference_mode():
-        model(input_ids=torch.tensor([tokens(context, 0)]), past_key_values=cache)
+        model(torch.tensor([tokens(context, 0)]), None, None, cache)
     return run
 
 

@@ -1,11 +1,14 @@
 """The papers' set-ups in the simulator: what they claim, and what our policies do there.
 
-    python benchmarks/papers.py [--section wisp …] [--quick | --full]
+    python benchmarks/papers.py [--section wisp …] [--quick | --full] [--cells TEXT] [--policies NAME,…] [--paces N,…]
+        [--machine NAME]
 
 Sections: wisp (devices per card at a speed), smartspec (latency over load), planet (a grid of regimes), dsd (600 and 1,000
 drafters), goodspeed (fair shares). Figures are functions of configurations and seed, the same on every machine, so one run of
 each is a measurement and not a sample of the machine. Configurations are those that ship (`simulator/configs/`), made shorter:
-a section takes 2 to 15 minutes of one core; --quick plays a corner of each in about two, --full the files as they are, hours.
+a section takes 2 to 25 minutes of one core; --quick plays a corner of each in about two, --full the files as they are, hours.
+Parts can be played alone: of planet the --cells whose names hold the text, of planet and smartspec some --policies beside ours
+and none ('' for no others), of wisp some --paces on one --machine.
 docs/results.md says what the papers claim and why figures differ.
 """
 
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import random
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +26,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import Report, progress, table
+from scheduler.estimators import expected_tokens
 from simulator.baselines import policy
+from simulator.config import Simulation
+from simulator.distributions import Distribution
 from simulator.document import Document, changed, checked, find, read
 from simulator.figures import figures
 from simulator.play import play
@@ -32,10 +39,16 @@ OURS = "fair-goodput"
 PACES = (2, 4, 6, 8)
 PUBLISHED = {OURS: (164, 142, 103, 86), "centralized": (97, 80, 54, 41), "sled": (83, 42, 27, 21)}
 """Devices at PACES tokens/s: WISP's table for Qwen3-32B on one A100; ours stands where WISP's own does."""
-GUESSES = {"wisp-fitted": 360, "wisp-roofline": 720}
-"""Where the search begins: devices times their tokens/s."""
-CLOSE = 1.05
-"""Capacities are searched until the bounds are so close."""
+GUESSES = {"wisp-fitted": (560, 310, 225), "wisp-roofline": (640, 640, 225)}
+"""Where the search begins, for ours, centralized and sled: devices times their tokens/s."""
+STRIDE, CLOSE = 1.1, 1.03
+"""How far it goes at a time, and how close its bounds are in the end."""
+CYCLES = {"quick": 2.2, "usual": 2.2, "full": 4.0}
+"""A run of WISP's lasts so many times what one of its requests does."""
+LONGEST = 8
+"""Drafted tokens in the rounds of a class, as our default has it."""
+LEAST_REQUESTS = 200
+"""That a run of SmartSpec's sweep issues and counts."""
 PLANET = {1: (0.05,), 8: (0.01, 0.05, 0.15), 64: (0.01,)}
 """Clients, and the distances that are played with so many. 512 take a minute for each policy: --full plays them."""
 SCALE = 10
@@ -44,7 +57,10 @@ FAR = (0.05, 0.1, 0.2)
 """Where DSD's target-only is looked for, in seconds of round trip."""
 
 Changes = Mapping[str, Any]
-Section = Callable[[Report, str], None]
+Section = Callable[..., None]
+"""Of a report and a size, and what narrows it down."""
+DRAWS = 20_000
+"""Of a distribution, for its mean."""
 
 
 def main() -> int:
@@ -52,11 +68,20 @@ def main() -> int:
     parser.add_argument("--section", action="append", choices=SECTIONS, default=[])
     parser.add_argument("--quick", action="store_const", const="quick", dest="size", default="usual")
     parser.add_argument("--full", action="store_const", const="full", dest="size")
+    parser.add_argument("--cells", default="", metavar="TEXT")
+    parser.add_argument("--policies", type=lambda text: list(filter(None, text.split(","))), metavar="NAME,…")
+    parser.add_argument("--paces", type=lambda text: list(map(int, text.split(","))), metavar="N,…")
+    parser.add_argument("--machine", choices=GUESSES)
     arguments = parser.parse_args()
+    parts = {
+        "planet": {"only": arguments.cells, "others": arguments.policies},
+        "smartspec": {"others": arguments.policies},
+        "wisp": {"paces": arguments.paces, "machine": arguments.machine},
+    }
     report = Report("papers")
     for name in arguments.section or SECTIONS:
         print(f"\n== {name}", flush=True)
-        SECTIONS[name](report, arguments.size)
+        SECTIONS[name](report, arguments.size, **parts.get(name, {}))
     return report.finish()
 
 
@@ -71,6 +96,11 @@ class Configuration:
     def changed(self, document: Document, changes: Changes) -> Document:
         return changed(document, changes, self.path)
 
+    @property
+    def config(self) -> Simulation:
+        """Without its grid."""
+        return checked({key: one for key, one in self.document.items() if key != "grid"}, self.path)
+
     def play(self, name: str, changes: Changes) -> dict[str, Any]:
         """Figures of one run with the file's first seed."""
         progress(f"{self.path.stem}, {name}, {', '.join(map(str, changes.values()))}")
@@ -81,25 +111,61 @@ class Configuration:
         return found
 
 
+def mean(drawn: Distribution, of: Callable[[float], float] = float) -> float:
+    """Of a function of what is drawn."""
+    rng = random.Random(0)
+    return statistics.fmean(of(drawn.draw(rng)) for _ in range(DRAWS))
+
+
 # --- WISP --------------------------------------------------------------------------------------------------------------
 
 
-def wisp(report: Report, size: str) -> None:
+def wisp(report: Report, size: str, paces: Sequence[int] | None = None, machine: str | None = None) -> None:
     """Devices that one card keeps at a speed, 95 % of requests."""
-    machines = ("wisp-fitted",) if size == "quick" else ("wisp-fitted", "wisp-roofline")
-    paces = (4,) if size == "quick" else PACES
+    machines = (machine,) if machine else ("wisp-fitted",) if size == "quick" else tuple(GUESSES)
+    paces = paces or ((4,) if size == "quick" else PACES)
     for name in machines:
-        own = Configuration(name) if size == "full" else Configuration(name, duration=50)
+        own = Configuration(name)
         rows = [[f"{name}, devices at", *(f"{pace} tokens/s" for pace in paces), "published"]]
         found: dict[str, list[int]] = {}
-        for one in (OURS, "centralized", "sled"):
-            found[one] = [capacity(own, one, pace, GUESSES[name] // pace) for pace in paces]
+        for one, guess in zip((OURS, "centralized", "sled"), GUESSES[name], strict=True):
+            found[one] = [capacity(own, one, pace, guess // pace, size) for pace in paces]
             published = [PUBLISHED[one][PACES.index(pace)] for pace in paces]
             rows.append([one, *map(str, found[one]), "/".join(map(str, published))])
+        report.figures[name] = dict(found)
+        if name == "wisp-fitted":
+            best = [ceiling(own, pace) for pace in paces]
+            report.figures["wisp-fitted, most that any policy could"] = best
+            rows += [["bound, drafts", *(f"{one:.0f}" for one, _ in best), ""]]
+            rows += [["bound, target-only", *(f"{one:.0f}" for _, one in best), ""]]
         table(rows)
         print(flush=True)
-        report.figures[name] = found
         _wisp_bars(report, name, found)
+
+
+def ceiling(own: Configuration, pace: float) -> tuple[float, float]:
+    """Devices that a card could keep at `pace` with the best drafts and without any, whatever the policy: by its work alone.
+
+    A request prefills once, then costs so much per token; each session needs a verdict as often as its tokens last, so steps
+    cost their fixed part at least that often. Whoever makes all wait for the first token as long as is promised can have the
+    most devices.
+    """
+    work, acceptance = own.config.workload, own.config.tiers["device"].acceptance
+    assert work.closed_loop is not None
+    prompt, output = mean(work.prompt_tokens), mean(work.output_tokens)
+    terms = own.document["verifiers"]["a100"]["profile"]
+    fixed, token, context = terms["fixed"], terms["per_token"], terms["per_cached"] * (prompt + output / 2.0)
+    cycle = mean(work.closed_loop.think_seconds) + own.document["classes"]["paced"]["ttft"] + output / pace
+
+    def best(rate: float) -> float:
+        """Seconds a token."""
+        return min((token * (1 + n) + context) / expected_tokens(rate, n) for n in range(1, LONGEST + 1))
+
+    longest = mean(acceptance, lambda rate: expected_tokens(rate, LONGEST))
+    return (
+        cycle * (1.0 - fixed * pace / longest) / (prompt * token + output * mean(acceptance, best)),
+        cycle * (1.0 - fixed * pace) / (prompt * token + output * (token + context)),
+    )
 
 
 def _wisp_bars(report: Report, name: str, found: Mapping[str, Sequence[int]]) -> None:
@@ -113,21 +179,27 @@ def _wisp_bars(report: Report, name: str, found: Mapping[str, Sequence[int]]) ->
         report.bar(f"{name}: {OURS} against centralized, least over speeds", least("centralized"), 0.95)
 
 
-def capacity(own: Configuration, name: str, pace: float, guess: int) -> int:
-    """Most devices with which 95 % of requests keep `pace` tokens/s: out from the guess, then in between, to 3 %."""
+def capacity(own: Configuration, name: str, pace: float, guess: int, size: str) -> int:
+    """Most devices with which 95 % of requests keep `pace` tokens/s: out from the guess, then in between, to 3 %.
+
+    Everybody begins at once. So a run warms up for as long as a request takes at that pace, and counts what is begun in as
+    long again and a little more: what a card keeps is seen once requests begin as others end.
+    """
+    work = own.config.workload
+    assert work.closed_loop is not None
+    request = mean(work.closed_loop.think_seconds) + mean(work.output_tokens) / pace
+    changes = {"classes.paced.tpot": 1.0 / pace, "warm_up": round(request), "duration": round(CYCLES[size] * request)}
 
     def met(devices: int) -> bool:
-        changes = {"tiers.device.count": devices, "classes.paced.tpot": 1.0 / pace}
-        return attainment(own.play(name, changes), "paced") >= 0.95
+        return attainment(own.play(name, {**changes, "tiers.device.count": devices}), "paced") >= 0.95
 
-    low, high = 0, guess
-    while met(high):
-        low, high = high, 2 * high
-    while not low:
-        middle = high // 2
-        if not middle:
-            return 0
-        low, high = (middle, high) if met(middle) else (0, middle)
+    low = high = guess
+    if met(guess):
+        while met(high := math.ceil(STRIDE * low)):
+            low = high
+    else:
+        while low and not met(low := int(high / STRIDE)):
+            high = low
     while high > CLOSE * low and high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if met(middle) else (low, middle)
@@ -137,16 +209,19 @@ def capacity(own: Configuration, name: str, pace: float, guess: int) -> int:
 # --- SmartSpec ---------------------------------------------------------------------------------------------------------
 
 
-def smartspec(report: Report, size: str) -> None:
-    """Mean latency of requests over load."""
-    own = Configuration("smartspec-load") if size == "full" else Configuration("smartspec-load", duration=30, warm_up=8)
+def smartspec(report: Report, size: str, others: Sequence[str] | None = None) -> None:
+    """Median latency of requests over load; of ours, `none` and `others`."""
+    own = Configuration("smartspec-load")
     rates = (1, 8) if size == "quick" else (1, 4, 8, 16, 24, 32)
-    names = (OURS, "smartspec", "fixed:4", "none")
+    names = (OURS, *(("smartspec", "fixed:4") if others is None else others), "none")
     rows = [["acceptance, requests/s: median s", *names, f"none / {OURS}"]]
     ratios: dict[tuple[float, int], float] = {}
     for acceptance in (0.8,) if size == "quick" else (0.6, 0.8):
         for rate in rates:
             changes = {"tiers.client.acceptance": acceptance, "workload.poisson.rate": rate}
+            if size != "full":
+                # The median of a few requests is a matter of luck.
+                changes |= {"warm_up": 8, "duration": max(30, 8 + LEAST_REQUESTS // rate)}
             seconds = [own.play(name, changes)["e2e_s"]["p50"] for name in names]
             ratios[acceptance, rate] = seconds[-1] / seconds[0]
             report.figures[f"smartspec, acceptance {acceptance:g}, {rate}/s"] = dict(zip(names, seconds, strict=True))
@@ -161,14 +236,19 @@ def smartspec(report: Report, size: str) -> None:
 # --- planet ------------------------------------------------------------------------------------------------------------
 
 
-def planet(report: Report, size: str) -> None:
-    """Geometric mean tokens/s of every policy in every cell of the grid, ours against none and the best other."""
+def planet(report: Report, size: str, only: str = "", others: Sequence[str] | None = None) -> None:
+    """Geometric mean tokens/s of every policy, or of ours, `none`, `stream` and `others`, in every cell of the grid whose name
+    holds `only`; ours against none and the best other."""
     own = Configuration("planet")
     names = list(map(str, own.document["policies"]))
+    if others is not None:
+        names = [name for name in names if name in (OURS, "none", "stream", *others)]
     published = [name for name in names if name not in (OURS, "stream")]
     print(f"{'costs, drafters, clients, ms':38}{' '.join(f'{name:>12}' for name in names)}  /none  /best", flush=True)
     shares: dict[str, list[float]] = {"none": [], "published": [], "stream": []}
     for labels, changes in _planet_cells(own, size):
+        if only not in labels:
+            continue
         speeds = {name: own.play(name, changes)["geomean_tokens_per_s"] or 0.0 for name in names}
         best = max(published, key=speeds.__getitem__)
         for key, other in (("none", "none"), ("published", best), ("stream", "stream")):

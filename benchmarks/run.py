@@ -24,7 +24,7 @@ from benchmarks.common import ROOT
 
 QUICK: dict[str, tuple[str, ...]] = {
     "footprint": (),
-    "step_overhead": ("--steps", "60", "--rounds", "100"),
+    "step_overhead": ("--steps", "60", "--rounds", "100", "--profile", "15"),
     "growth": ("--rounds", "8", "--sessions", "800"),
     "single_stream": ("--rounds", "2"),
     "peers": ("--rounds", "2"),

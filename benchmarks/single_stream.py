@@ -126,7 +126,8 @@ def _step_costs(target: Path, draft: Path) -> dict[str, float]:
     runs: dict[str, Callable[[], float]] = {}
     engines = []
     for name, path, rows in (("target", target, (1, *(k + 1 for k in LENGTHS))), ("draft", draft, (1,))):
-        engine = TorchEngine(EngineConfig(model=str(path), dtype="float32", kv_cache_tokens=1024))
+        bits = "auto" if name == "draft" else None  # as the daemons run them
+        engine = TorchEngine(EngineConfig(model=str(path), dtype="float32", kv_cache_tokens=1024, quantize=bits))
         engine.open(1, [1])
         engine.step_sync([StepItem(1, list(range(1, 201)), greedy, sample=False)])
         engines.append(engine)

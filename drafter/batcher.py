@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 
+from drafter.pace import Middle
 from drafter.speculators import Guess
 from specfleet.core.errors import InternalError, Overloaded, SpecfleetError
 from specfleet.core.step import DraftEngine, StepItem, StepResult, Stop
@@ -101,6 +102,12 @@ class DraftBatcher:
         self._dropped: list[Line] = []
         self._lines: dict[int, Line] = {}
         self._wake = asyncio.Event()
+        self._step_seconds = Middle()
+
+    def burst(self, seconds: float) -> int:
+        """How many steps fit into so many seconds, within MAX_BURST; 1 while that is not known."""
+        step = self._step_seconds.value
+        return max(1, min(MAX_BURST, int(seconds / step))) if step else 1
 
     @property
     def lines(self) -> int:
@@ -220,9 +227,14 @@ class DraftBatcher:
             burst = min(MAX_BURST, *(job.count - len(job.guesses) for job in jobs))
             needed = sum(self._pages(len(job.text) + burst) - self._pages(len(job.line.held)) for job in jobs)
             burst = burst if needed <= self._engine.free_pages else 1
+        clock = asyncio.get_running_loop().time
+        began = clock()
         if burst > 1:
-            return await self._engine.extend(items, burst, [job.told for job in jobs])
+            rows = await self._engine.extend(items, burst, [job.told for job in jobs])
+            self._step_seconds.observe((clock() - began) / max(map(len, rows)), began)
+            return rows
         results = await self._engine.step(items)
+        self._step_seconds.observe(clock() - began, began)
         for job, result in zip(jobs, results, strict=True):
             if result.tokens:
                 job.told(result)

@@ -2,7 +2,7 @@
 
     text:   prompt ....... output ...... |
     ahead:                               | sent ...... | not sent yet ... |
-            0                            len(text)                        end
+            0                            known                            end
 
 Pure bookkeeping: `confirm` moves tokens from `ahead` to `text`, or drops a branch that the verifier contradicted, and says
 what became of each guess.
@@ -12,23 +12,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from drafter.speculators import Guess
+from specfleet.core.sequences import agreeing
 
 
 @dataclass(slots=True)
 class Settled:
     """What became of the guesses that are no longer ahead."""
 
-    accepted: list[Guess] = field(default_factory=list)
-    overtaken: list[Guess] = field(default_factory=list)
+    accepted: Sequence[Guess] = ()
+    overtaken: Sequence[Guess] = ()
     """The text says the same; the target had got there by itself."""
-    refused: list[Guess] = field(default_factory=list)
+    refused: Sequence[Guess] = ()
     """Verified, and not accepted."""
-    stale: list[Guess] = field(default_factory=list)
+    stale: Sequence[Guess] = ()
     """Sent, and contradicted before they were verified."""
-    unsent: list[Guess] = field(default_factory=list)
+    unsent: Sequence[Guess] = ()
     """Contradicted before they were sent."""
     wrong: Guess | None = None
     """The first guess that the text contradicts."""
@@ -38,75 +39,90 @@ class Settled:
     @property
     def alternatives(self) -> tuple[int, int, int]:
         """How many had been sent beside guesses that were verified, overtaken, and stale."""
-        groups = (self.accepted + self.refused, self.overtaken, self.stale)
+        groups = ((*self.accepted, *self.refused), self.overtaken, self.stale)
         verified, overtaken, stale = (sum(guess.alternative for guess in group) for group in groups)
         return verified, overtaken, stale
 
     @property
     def right(self) -> list[Guess]:
-        return self.accepted + self.overtaken
+        return [*self.accepted, *self.overtaken]
 
     @property
     def dropped(self) -> list[Guess]:
         """The branch that was contradicted."""
-        return self.refused + self.stale + self.unsent
+        return [*self.refused, *self.stale, *self.unsent]
 
 
 class Branch:
+    __slots__ = (
+        "ahead",
+        "belief",
+        "known",
+        "sent",
+        "survival",
+        "verified",
+        "version",
+    )
+
     def __init__(self, text: Sequence[int]) -> None:
-        self.text: list[int] = list(text)
+        self.belief: list[int] = list(text)
+        """Confirmed text and guesses: one list, since copying a text for every guess costs more than the rest of it."""
+        self.known = len(self.belief)
+        """Length of the confirmed text."""
         self.ahead: list[Guess] = []
         self.sent = 0
         """How many of `ahead` were sent."""
+        self.survival = 1.0
+        """Estimated chance that all guesses ahead are right."""
         self.version = 0
         """Goes up whenever a branch is dropped: guesses made for an older version are of no use."""
         self.verified = 0
         """Position behind the last token that a verdict was about."""
 
     @property
+    def text(self) -> list[int]:
+        """Confirmed."""
+        return self.belief[: self.known]
+
+    @property
     def end(self) -> int:
         """Position behind the last guess."""
-        return len(self.text) + len(self.ahead)
-
-    @property
-    def belief(self) -> list[int]:
-        """Confirmed text and guesses."""
-        return self.text + [guess.token for guess in self.ahead]
-
-    @property
-    def survival(self) -> float:
-        """Estimated chance that all guesses ahead are right."""
-        return math.prod(guess.chance for guess in self.ahead)
+        return len(self.belief)
 
     def confirm(self, tokens: Sequence[int], accepted: int = 0, drafted: int = 0) -> Settled:
         """Take in committed tokens, the first `accepted` of `drafted` verified guesses among them."""
-        start, settled = len(self.text), Settled()
+        settled, ahead, start = Settled(), self.ahead, self.known
         self.verified = start + drafted
-        for token in tokens:
-            position = len(self.text)
-            self.text.append(token)
-            if not self.ahead:
-                continue
-            if self.ahead[0].token == token:
-                (settled.accepted if position < start + accepted else settled.overtaken).append(self.ahead.pop(0))
-                self.sent = max(0, self.sent - 1)
-            else:
-                settled.wrong, settled.instead = self.ahead[0], token
-                self._abandon(settled, position)
+        self.known += len(tokens)
+        if not ahead:
+            self.belief += tokens
+            return settled
+        checked = self.belief[start : self.known]
+        right = agreeing(checked, tokens)
+        taken = min(max(0, accepted), right)
+        settled.accepted, settled.overtaken = ahead[:taken], ahead[taken:right]
+        del ahead[:right]
+        self.survival = math.prod([guess.chance for guess in ahead])
+        self.sent = max(0, self.sent - right)
+        if right < len(checked):
+            settled.wrong, settled.instead = ahead[0], tokens[right]
+            self._abandon(settled, start + right)
+            del self.belief[start + right :]
+        self.belief += tokens[right:]
         return settled
 
     def finish(self) -> Settled:
         """No verdict will come any more."""
         settled = Settled()
-        self._abandon(settled, len(self.text))
+        self._abandon(settled, self.known)
         return settled
 
     def _abandon(self, settled: Settled, position: int) -> None:
         """Drop all guesses, the first of which stands at `position`."""
         checked = min(max(0, self.verified - position), self.sent)
-        settled.refused += self.ahead[:checked]
-        settled.stale += self.ahead[checked : self.sent]
-        settled.unsent += self.ahead[self.sent :]
+        settled.refused = self.ahead[:checked]
+        settled.stale = self.ahead[checked : self.sent]
+        settled.unsent = self.ahead[self.sent :]
         self.drop()
 
     def land(self, base: int, version: int, guesses: Sequence[Guess]) -> int:
@@ -117,16 +133,22 @@ class Branch:
         """
         if version != self.version:
             return 0
-        behind = min(max(0, self.end - base), len(guesses))
-        if behind and [guess.token for guess in guesses[:behind]] != self.belief[base : base + behind]:
+        tokens = [guess.token for guess in guesses]
+        behind = min(max(0, self.end - base), len(tokens))
+        if behind and tokens[:behind] != self.belief[base : base + behind]:
             return 0
-        self.ahead.extend(guesses[behind:])
-        return len(guesses) - behind
+        kept = guesses[behind:]
+        self.ahead += kept
+        self.belief += tokens[behind:]
+        self.survival *= math.prod([guess.chance for guess in kept])
+        return len(tokens) - behind
 
     def drop(self) -> int:
         """Forget all guesses; returns how many."""
         count = len(self.ahead)
         self.ahead.clear()
+        self.survival = 1.0
+        del self.belief[self.known :]
         self.sent = 0
         self.version += 1
         return count
@@ -138,4 +160,4 @@ class Branch:
 
     def unsent(self) -> tuple[int, list[Guess]]:
         """Position and guesses of what was not sent yet."""
-        return len(self.text) + self.sent, self.ahead[self.sent :]
+        return self.known + self.sent, self.ahead[self.sent :]

@@ -36,8 +36,8 @@ class DrafterConfig(DaemonConfig):
     """Beside a draft, send second guesses for its doubtful places where the verifier has room and they pay, as learnt."""
     state: Path | None = None
     """Folder where what was learnt of guesses is kept over restarts, a file for each pair of models."""
-    quantize: Literal["int8", "int4"] | None = None
-    """Run the draft model with smaller weights; the text stays the target's own."""
+    quantize: Literal["auto", "int8", "int4", "none"] = "auto"
+    """Run the draft model with smaller weights, which never change the text; auto is int8 on the CPU if the model takes it."""
     routing: Literal["jsq", "p2c", "round-robin", "random"] = "p2c"
     """Which of several verifiers: the least loaded, the less loaded of two, in turns, any."""
     listen: HostPort = "127.0.0.1:7700"
@@ -69,7 +69,7 @@ class DrafterConfig(DaemonConfig):
 
     @model_validator(mode="after")
     def _lookup_has_no_model(self) -> Self:
-        if self.model == NGRAM and (self.speculator != "model" or self.quantize):
+        if self.model == NGRAM and (self.speculator != "model" or self.quantize in ("int8", "int4")):
             raise ValueError("--model ngram has no model: leave --speculator and --quantize out, or name a model")
         return self
 

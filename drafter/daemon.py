@@ -159,7 +159,7 @@ def _engine(config: DrafterConfig) -> TorchEngine:
             dtype=config.dtype,
             kv_cache_tokens=config.kv_cache_tokens,
             threads=config.threads or None,
-            quantize=config.quantize,
+            quantize=None if config.quantize == "none" else config.quantize,
         )
     )
 

@@ -23,6 +23,7 @@ import logging
 import math
 import re
 from collections.abc import Sequence
+from operator import mul
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ FORMAT = 1
 """Of saved files; others are ignored."""
 
 Features = tuple[float, ...]
+Seen = tuple[Confidence, Features, float]
+"""A guess's confidence, what was made of it, and the chance that came out."""
 
 
 def features(confidence: Confidence, place: int, record: float) -> Features:
@@ -69,12 +72,26 @@ def remember(record: float, right: bool) -> float:
     return record + MEMORY * (right - record)
 
 
+def when_of_use(survival: float, count: int, lag: float, record: float) -> float:
+    """The chance that a branch of `count` guesses, all right with chance `survival`, is right once it has overtaken a verifier
+    that decodes on, which takes `lag` guesses. Each of those to come is taken to be as good as its own were in the mean, or as
+    `record` says of its generation, whichever is better: guesses are right in runs."""
+    left = lag - count
+    return survival * max(record, survival ** (1.0 / count)) ** left if count and left > 0.0 else survival
+
+
 def _log_odds(chance: float) -> float:
     return math.log(chance / (1.0 - chance))
 
 
 class Predictor:
     """The chance that a guess is right, given that those before it are, for one kind of guess."""
+
+    __slots__ = (
+        "_covariance",
+        "typical",
+        "weights",
+    )
 
     def __init__(self, weights: Sequence[float] = PRIOR) -> None:
         self.weights = tuple(map(float, weights))
@@ -84,24 +101,23 @@ class Predictor:
 
     def chance(self, x: Features) -> float:
         """In (0, 1). Plain floats: an array costs more than the whole product."""
-        score = sum(map(float.__mul__, self.weights, x))
+        score = sum(map(mul, self.weights, x))
         return 1.0 / (1.0 + math.exp(-max(-30.0, min(30.0, score))))
 
     def learn(self, x: Features, right: bool) -> None:
         p = self.chance(x)
-        point = np.array(x)
+        point, covariance = np.array(x), self._covariance
         # Forgetting widens the belief, but never beyond what was believed before anything was known.
-        covariance = self._covariance / FORGETTING
-        widest = covariance.diagonal().max()
-        if widest > PRIOR_VARIANCE:
-            covariance *= PRIOR_VARIANCE / widest
-        along = covariance @ point
+        wider = min(1.0 / FORGETTING, PRIOR_VARIANCE / max(covariance.diagonal().tolist()))
+        along = covariance.dot(point) * wider
+        variance = float(along.dot(point))
         information = p * (1.0 - p)
-        self._covariance = covariance - np.outer(along, along) * (
-            information / (1.0 + information * float(point @ along))
-        )
-        step = (float(right) - p) * (self._covariance @ point)
-        self.weights = tuple((np.array(self.weights) + step).tolist())
+        gain = information / (1.0 + information * variance)
+        covariance *= wider
+        covariance -= (gain * along)[:, None] * along
+        # The new covariance times the point (Sherman and Morrison).
+        step = (right - p) * (1.0 - gain * variance)
+        self.weights = tuple([weight + step * one for weight, one in zip(self.weights, along.tolist(), strict=True)])
         self.typical += 0.01 * (right - self.typical)
 
     def state(self) -> dict[str, Any]:
@@ -124,6 +140,11 @@ class Calibration:
     """Expected calibration error of predictions made before their labels were known (Naeini, Cooper, Hauskrecht 2015): over
     bins of predicted chance, the mean distance of what was predicted to what came, weighted by how often."""
 
+    __slots__ = (
+        "_count",
+        "_excess",
+    )
+
     def __init__(self) -> None:
         self._count = [0.0] * BINS
         self._excess = [0.0] * BINS
@@ -142,6 +163,11 @@ class Calibration:
 
 class EarlyStop:
     """What one drafter knows of its guesses before one target: a predictor for every kind of guess."""
+
+    __slots__ = (
+        "_predictors",
+        "calibration",
+    )
 
     def __init__(self) -> None:
         self.calibration = Calibration()
@@ -191,20 +217,37 @@ def state_file(folder: Path, draft: str, target: str) -> Path:
 class Watch:
     """Follows a branch while the engine drafts it (specfleet.core.step.Stop): true once the next guess would not pay."""
 
+    __slots__ = (
+        "_least",
+        "_predictor",
+        "_record",
+        "place",
+        "seen",
+        "stopped",
+        "survival",
+    )
+
     def __init__(self, predictor: Predictor, place: int, record: float, survival: float, least: float) -> None:
         """`place` of the first guess; `survival`, the chance that all guesses before it are right, and `least`, what it must
         not fall below."""
         self._predictor = predictor
-        self._place = place
+        self.place = place
+        """Guesses before the next one."""
         self._record = record
-        self._survival = survival
+        self.survival = survival
+        """Chance that all of them are right."""
         self._least = least
         self.stopped = False
+        self.seen: list[Seen] = []
+        """One for each guess, in their order."""
 
     def __call__(self, result: StepResult) -> bool:
         if result.confidence is None:
             return False
-        self._survival *= self._predictor.chance(features(result.confidence, self._place, self._record))
-        self._place += 1
-        self.stopped = self._survival < self._least
+        x = features(result.confidence, self.place, self._record)
+        chance = self._predictor.chance(x)
+        self.seen.append((result.confidence, x, chance))
+        self.survival *= chance
+        self.place += 1
+        self.stopped = self.survival < self._least
         return self.stopped

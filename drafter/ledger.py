@@ -10,10 +10,9 @@ or overtaken by a text that says the same. Alternatives (drafter.alternatives) a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from drafter.branch import Settled
-from drafter.early_stop import TYPICAL, EarlyStop, Watch, features, remember
+from drafter.early_stop import TYPICAL, EarlyStop, Seen, Watch, features, remember
 from drafter.observer import Observer
 from drafter.speculators import Guess
 from specfleet.core.protocol import Verdict
@@ -26,31 +25,59 @@ RUNNER_UP = "runner-up"
 class Ledger:
     """`early`: what is known of guesses; None to know nothing, and stop nowhere."""
 
+    __slots__ = (
+        "_behind_the_end",
+        "_beside",
+        "_early",
+        "_observer",
+        "_rule",
+        "_sampling",
+        "_speculator",
+        "record",
+    )
+
     def __init__(self, speculator: str, sampling: SamplingParams, early: EarlyStop | None, observer: Observer) -> None:
         self._speculator = speculator
         self._sampling = sampling
         self._rule = "greedy" if sampling.greedy else "seeded" if sampling.match_rule else "unseeded"
         self._early = early
         self._observer = observer
-        self._record = early.predictor(self._kind("model")).typical if early else TYPICAL
+        self.record = early.predictor(self._kind("model")).typical if early else TYPICAL
+        """Share of this generation's newest labelled guesses that were right."""
+        self._beside = False
+        """Some were ever sent."""
         self._behind_the_end = 0
         """Alternatives that the last verdict verified, to guesses that stand behind the text's end."""
 
-    def drafted(self, guesses: Sequence[Guess], place: int, seconds: float, ahead: bool) -> list[Guess]:
+    def drafted(
+        self, guesses: Sequence[Guess], place: int, seconds: float, ahead: bool, watch: Watch | None = None
+    ) -> list[Guess]:
         """Guesses that took `seconds`, the first with `place` others between it and the confirmed text: with their chances.
-        `ahead`: on the assumption that a verdict to come agrees."""
+        `ahead`: on the assumption that a verdict to come agrees. `watch`: what looked at them as they were made."""
         self._observer.drafted(self._speculator, len(guesses), seconds)
-        return [self._noted(guess, place + n, seconds / len(guesses), ahead) for n, guess in enumerate(guesses)]
+        each = seconds / len(guesses) if guesses else 0.0
+        if self._early is None:
+            return [Guess(*guess[:6], each, ahead) for guess in guesses]
+        seen = watch.seen if watch is not None else ()
+        return [
+            self._noted(self._early, guess, place + n, each, ahead, seen[n] if n < len(seen) else None)
+            for n, guess in enumerate(guesses)
+        ]
 
-    def _noted(self, guess: Guess, place: int, seconds: float, ahead: bool) -> Guess:
+    def _noted(
+        self, early: EarlyStop, guess: Guess, place: int, seconds: float, ahead: bool, seen: Seen | None
+    ) -> Guess:
         token, q, confidence, source, x, chance, *_ = guess
         y, second = guess.runner_up_features, guess.runner_up_chance
-        if self._early is not None and confidence is not None:
-            x = features(confidence, place, self._record)
-            chance = self._early.predictor(self._kind(source)).chance(x)
+        if confidence is not None:
+            if seen is not None and seen[0] is confidence:
+                _, x, chance = seen
+            else:
+                x = features(confidence, place, self.record)
+                chance = early.predictor(self._kind(source)).chance(x)
             if confidence.runner_up is not None:
-                y = features(replace(confidence, chosen=confidence.runner_up_share), place, self._record)
-                second = self._early.predictor(self._kind(RUNNER_UP)).chance(y)
+                y = features(confidence._replace(chosen=confidence.runner_up_share), place, self.record)
+                second = early.predictor(self._kind(RUNNER_UP)).chance(y)
         return Guess(token, q, confidence, source, x, chance, seconds, ahead, y, second)
 
     def watch(self, place: int, survival: float, least: float) -> Watch | None:
@@ -58,25 +85,32 @@ class Ledger:
         if self._early is None:
             return None
         # Only a model's guesses cost time one by one.
-        return Watch(self._early.predictor(self._kind("model")), place, self._record, survival, least)
+        return Watch(self._early.predictor(self._kind("model")), place, self.record, survival, least)
 
     def sent_alternatives(self, count: int) -> None:
         """Runner-ups that go to the verifier beside their guesses. They took no time."""
         if count:
+            self._beside = True
             self._observer.drafted(RUNNER_UP, count, 0.0)
 
     def settle(self, settled: Settled, verdict: Verdict) -> None:
         """A verdict's guesses."""
-        self._learn(settled)
+        if self._early is not None:
+            self._learn(self._early, settled)
         self._fate("accepted", settled.accepted)
-        self.discard("overtaken", settled.overtaken, used=True)
-        # Of the stale ones the verifier had so many when it left them out.
-        self._drop(settled, verdict.trimmed, "contradicted")
-        self._settle_alternatives(settled, verdict)
+        if settled.overtaken:
+            self.discard("overtaken", settled.overtaken, used=True)
+        if settled.wrong is not None:
+            # Of the stale ones the verifier had so many when it left them out.
+            self._drop(settled, verdict.trimmed, "contradicted")
+        if self._beside:
+            self._settle_alternatives(settled, verdict)
 
     def finish(self, settled: Settled) -> None:
         """Guesses that were ahead when the session ended."""
         self._drop(settled, 0, "ended")
+        if not self._beside:
+            return
         beside, _, stale = settled.alternatives
         refused = min(self._behind_the_end, beside)
         self._count_alternatives("refused", refused)
@@ -117,26 +151,26 @@ class Ledger:
         if not guesses:
             return
         used = used or fate == "accepted"
-        self._observer.fate(fate, len(guesses), sum(guess.seconds for guess in guesses), used)
-        ahead = sum(guess.early for guess in guesses)
+        self._observer.fate(fate, len(guesses), sum([guess.seconds for guess in guesses]), used)
+        ahead = sum([guess.early for guess in guesses])
         if ahead:
             self._observer.ahead(ahead, used)
 
-    def _learn(self, settled: Settled) -> None:
+    def _learn(self, early: EarlyStop, settled: Settled) -> None:
         """The rejection rule labels only what it verified; a text that can be but one labels whatever was guessed."""
         matched = self._sampling.match_rule
         for guess in settled.right if matched else settled.accepted:
-            self._label(guess, True)
+            self._label(early, guess, True)
         if settled.wrong is not None and (matched or settled.refused):
-            self._label(settled.wrong, False)
+            self._label(early, settled.wrong, False)
             self._label_runner_up(settled.wrong, settled.instead)
+        self._observer.calibration(early.calibration.error)
 
-    def _label(self, guess: Guess, right: bool) -> None:
-        if self._early is None or not guess.features:
+    def _label(self, early: EarlyStop, guess: Guess, right: bool) -> None:
+        if not guess.features:
             return
-        self._early.learn(self._kind(guess.source), guess.features, guess.chance, right)
-        self._record = remember(self._record, right)
-        self._observer.calibration(self._early.calibration.error)
+        early.learn(self._kind(guess.source), guess.features, guess.chance, right)
+        self.record = remember(self.record, right)
 
     def _label_runner_up(self, guess: Guess, instead: int | None) -> None:
         """Whether a second choice is right is asked where the first is the first wrong one."""

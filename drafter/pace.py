@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import statistics
+from bisect import bisect_left, insort
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -16,6 +16,8 @@ NEWEST = 9
 FORGIVEN_SECONDS = 30.0
 """After which a speed that nobody has measured since is believed to be twice as high: whoever was slow once, and therefore
 was not asked to draft any more, would never be found to be fast again."""
+LEAST_GAINED = 0.05
+"""Of a step's time, by which drafting is taken to be faster than the verifier at least."""
 UNKNOWN_LEAST, HIGHEST_LEAST = 0.05, 0.5
 """Least survival before anything was measured, and at most: a slow moment must not end drafting."""
 
@@ -23,17 +25,25 @@ UNKNOWN_LEAST, HIGHEST_LEAST = 0.05, 0.5
 class Middle:
     """The median of the newest observations; 0 while there are none."""
 
-    __slots__ = ("_newest", "observed_at", "value")
+    __slots__ = ("_newest", "_sorted", "observed_at", "value")
 
     def __init__(self) -> None:
-        self._newest: deque[float] = deque(maxlen=NEWEST)
+        self._newest: deque[float] = deque()
+        self._sorted: list[float] = []
         self.value = 0.0
         self.observed_at = 0.0
 
     def observe(self, value: float, now: float) -> None:
-        if 0.0 < value < math.inf:
-            self._newest.append(value)
-            self.value, self.observed_at = statistics.median(self._newest), now
+        if not 0.0 < value < math.inf:
+            return
+        newest, ordered = self._newest, self._sorted
+        if len(newest) == NEWEST:
+            del ordered[bisect_left(ordered, newest.popleft())]
+        newest.append(value)
+        insort(ordered, value)
+        middle = len(ordered) // 2
+        self.value = ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2.0
+        self.observed_at = now
 
 
 @dataclass(slots=True)
@@ -60,6 +70,15 @@ class Pace:
         if not self.draft_seconds.value:
             return 0
         return math.ceil((self.round_trip.value + self.step_seconds.value) / self.draft_seconds.value)
+
+    @property
+    def lag(self) -> float:
+        """Guesses in a row that must be right for a branch that begins anew to overtake a verifier that decodes meanwhile, by
+        one a step (docs/algorithms.md, STREAM); 0 while that is not known."""
+        step, draft = self.step_seconds.value, self.draft_seconds.value
+        if not step or not draft:
+            return 0.0
+        return (self.round_trip.value + step) / max(step - draft, LEAST_GAINED * step)
 
     @property
     def round_lead(self) -> int:

@@ -60,6 +60,20 @@ class Patience:
 class Generation:
     """`session` makes a drafting session for an Open; clock and randomness are injected, for virtual time."""
 
+    __slots__ = (
+        "_clock",
+        "_deaths",
+        "_failures",
+        "_lost_at",
+        "_observer",
+        "_opened",
+        "_opening",
+        "_output",
+        "_patience",
+        "_rng",
+        "_session",
+    )
+
     def __init__(
         self,
         opening: Open,
@@ -93,28 +107,23 @@ class Generation:
         reason = FinishReason.CANCELLED
         self._observer.session_opened()
         try:
-            async with aclosing(self._messages()) as messages:
-                async for message in messages:
-                    if isinstance(message, Finished):
-                        reason = message.reason
-                    yield message
+            while True:
+                session = self._session(replace(self._opening, output=tuple(self._output)))
+                try:
+                    async with aclosing(session.run()) as messages:
+                        async for message in messages:
+                            self._take(message)
+                            if isinstance(message, Finished):
+                                reason = message.reason
+                            yield message
+                    return
+                except (*LOST, *BUSY) as error:
+                    await self._pause_after(error)
         except Exception:
             reason = FinishReason.ERROR
             raise
         finally:
             self._observer.session_finished(reason)
-
-    async def _messages(self) -> AsyncGenerator[Opened | Verdict | Finished]:
-        while True:
-            session = self._session(replace(self._opening, output=tuple(self._output)))
-            try:
-                async with aclosing(session.run()) as messages:
-                    async for message in messages:
-                        self._take(message)
-                        yield message
-                return
-            except (*LOST, *BUSY) as error:
-                await self._pause_after(error)
 
     def _take(self, message: Opened | Verdict | Finished) -> None:
         match message:

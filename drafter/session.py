@@ -14,19 +14,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from itertools import accumulate
 from operator import mul
+from typing import cast
 
 from drafter.alternatives import worth_sending
 from drafter.branch import Branch
-from drafter.early_stop import EarlyStop
+from drafter.early_stop import EarlyStop, Watch, when_of_use
 from drafter.ledger import Ledger
 from drafter.observer import Observer, Silent
 from drafter.pace import Pace
 from drafter.speculators import Drafting, Guess, Speculator, Stoppable
 from specfleet.core.clock import Clock
 from specfleet.core.errors import InternalError, SpecfleetError, StreamInterrupted
+from specfleet.core.mailbox import Signal
 from specfleet.core.protocol import (
     MAX_DRAFT_TOKENS,
     ClientStream,
@@ -38,7 +40,7 @@ from specfleet.core.protocol import (
     Verdict,
     VerifierConnection,
 )
-from specfleet.core.step import Alternative
+from specfleet.core.step import Alternative, StepResult, Stop
 from specfleet.core.trace import Phase, Tracer
 from specfleet.core.types import LOCAL, Grant, Mode
 
@@ -52,14 +54,46 @@ MOST_AHEAD = 48
 COALESCE_SECONDS = 0.004
 """Guesses ahead that come faster than this share a message."""
 LEAST_AHEAD, LEAST_AHEAD_NEAR = 0.03, 0.3
-"""Least chance that a branch is right so far, for guesses further ahead: far from the verifier they cost nothing but a late
-start where they were wrong, by half a guess's time. The second is for a verifier nearer than"""
+"""Least chance that a branch is right when it is of use, for guesses further ahead: far from the verifier they cost little but
+a late start where they were wrong, by half a guess's time. The second is for a verifier nearer than"""
 NEAR_SECONDS = 0.002
 """to there and back: it may well share the drafter's processor, and what it agrees with sooner saves it little."""
 
 
 class DraftingSession:
     """Transport, speculator and clock are injected, so that the same session runs in production and in virtual time."""
+
+    __slots__ = (
+        "_ahead",
+        "_answered",
+        "_answered_at",
+        "_begun",
+        "_branch",
+        "_changed",
+        "_clock",
+        "_connection",
+        "_early",
+        "_grant",
+        "_granted_at",
+        "_lane",
+        "_last",
+        "_ledger",
+        "_matches",
+        "_max_draft",
+        "_mute",
+        "_observer",
+        "_opening",
+        "_pace",
+        "_sent_at",
+        "_shadow_at",
+        "_speculator",
+        "_spent",
+        "_stoppable",
+        "_stopped",
+        "_tracer",
+        "_trees",
+        "_verdict_at",
+    )
 
     def __init__(
         self,
@@ -86,13 +120,14 @@ class DraftingSession:
         self._tracer = tracer
         self._lane = tracer.lane("generation") if tracer is not None else ""
         self._opening = opening
+        self._matches = opening.sampling.match_rule
         self._connection = connection
         self._speculator = speculator
         self._clock = clock
         self._observer = observer or Silent()
         self._ledger = Ledger(speculator.name, opening.sampling, early, self._observer)
         self._branch = Branch([*opening.prompt, *opening.output])
-        self._shadow_at = len(self._branch.text) + FIRST_SHADOW
+        self._shadow_at = self._branch.known + FIRST_SHADOW
         """Length of the text from which on to score it, in LOCAL."""
         self._last = len(opening.prompt) + opening.sampling.max_tokens
         self._grant: Grant = LOCAL
@@ -109,9 +144,11 @@ class DraftingSession:
         """Seconds of drafting since the last message."""
         self._begun = False
         """The speculator has computed the prompt."""
+        self._stoppable = False
+        """Drafts may end early. Asked once: whether something implements a protocol takes longer than a whole verdict."""
         self._mute = False
         """Drafting failed; every round is answered with an empty draft from now on."""
-        self._changed = asyncio.Event()
+        self._changed = Signal()
 
     async def run(self) -> AsyncGenerator[Opened | Verdict | Finished]:
         """The verifier's messages, in order, while drafting goes on beside. Closing the iterator ends the session."""
@@ -124,10 +161,13 @@ class DraftingSession:
             away = max(0.0, self._clock() - asked - opened.waited_seconds)
             self._pace.round_trip.observe(away, self._clock())
             self._observer.network(away)
-            self._take_grant(opened.grant)
+            self._take_grant(opened.grant, self._clock())
             drafting = asyncio.create_task(self._draft(stream))
             yield opened
-            async for message in self._messages(stream, drafting):
+            finished = False
+            while not finished:
+                message = await self._next(stream, drafting)
+                finished = isinstance(message, Finished)
                 yield message
         finally:
             if drafting is not None:
@@ -144,55 +184,49 @@ class DraftingSession:
             )
         return opened
 
-    async def _messages(self, stream: ClientStream, drafting: asyncio.Task[None]) -> AsyncIterator[Verdict | Finished]:
-        while True:
-            message = await self._receive(stream, drafting)
-            match message:
-                case Verdict():
-                    self._take(message)
-                    yield message
-                case Finished():
-                    yield message
-                    return
-                case None:
-                    raise StreamInterrupted("the verifier ended the stream before the generation was finished")
-                case Opened():
-                    raise InternalError("the verifier opened the session twice")
-
-    async def _receive(self, stream: ClientStream, drafting: asyncio.Task[None]) -> Opened | Verdict | Finished | None:
-        """The next message. A drafting side that failed ends the session: it never ends by itself otherwise."""
+    async def _next(self, stream: ClientStream, drafting: asyncio.Task[None]) -> Verdict | Finished:
+        """The next message, taken in. A drafting side that failed ends the session: it never ends by itself otherwise."""
         if drafting.done():
             drafting.result()
-        return await stream.receive()
+        message = await stream.receive()
+        match message:
+            case Verdict():
+                self._take(message)
+                return message
+            case Finished():
+                return message
+            case None:
+                raise StreamInterrupted("the verifier ended the stream before the generation was finished")
+            case Opened():
+                raise InternalError("the verifier opened the session twice")
 
     def _take(self, verdict: Verdict) -> None:
         """A verdict moves the text on and says how to go on from there."""
-        behind = len(self._branch.text) - verdict.position
+        behind = self._branch.known - verdict.position
         if behind < 0:
-            raise InternalError(f"verdict at {verdict.position}, but the text ends at {len(self._branch.text)}")
+            raise InternalError(f"verdict at {verdict.position}, but the text ends at {self._branch.known}")
         settled = self._branch.confirm(verdict.tokens[behind:], verdict.accepted - behind, verdict.drafted - behind)
         self._ledger.settle(settled, verdict)
+        since, now = self._granted_at, self._clock()
         if verdict.drafted and self._sent_at:
-            self._observer.round_trip(self._clock() - self._sent_at)
+            self._observer.round_trip(now - self._sent_at)
         if verdict.drafted and self._stopped:
             self._observer.early_stop(verdict.accepted < verdict.drafted)
         self._stopped = False
-        since = self._granted_at
-        self._take_grant(verdict.grant)
+        self._take_grant(verdict.grant, now)
         if self._tracer is not None and verdict.mode is Mode.ROUND and verdict.drafted and self._answered_at >= since:
             self._tracer.round(Phase.DRAFTING, since, self._answered_at, self._lane)
-            self._tracer.round(Phase.WAITING, self._answered_at, self._granted_at, self._lane)
+            self._tracer.round(Phase.WAITING, self._answered_at, now, self._lane)
             self._tracer.rounds += 1
         if verdict.mode is Mode.ROUND:
-            self._pace.round_seconds.observe(self._granted_at - since)
+            self._pace.round_seconds.observe(now - since)
             self._pace.round_tokens.observe(len(verdict.tokens))
         else:
             if self._verdict_at:
-                self._pace.step_seconds.observe(self._granted_at - self._verdict_at)
-            self._verdict_at = self._granted_at
+                self._pace.step_seconds.observe(now - self._verdict_at)
+            self._verdict_at = now
 
-    def _take_grant(self, grant: Grant) -> None:
-        now = self._clock()
+    def _take_grant(self, grant: Grant, now: float) -> None:
         if self._granted_at:
             self._observer.mode_time(self._grant.mode, now - self._granted_at)
         self._grant, self._granted_at = grant, now
@@ -204,6 +238,7 @@ class DraftingSession:
         if not self._opening.can_draft:
             await asyncio.Event().wait()
         drafting = self._speculator.start(self._opening.sampling)
+        self._stoppable = isinstance(drafting, Stoppable)
         try:
             while True:
                 self._changed.clear()
@@ -220,14 +255,14 @@ class DraftingSession:
 
     def _shadows(self) -> bool:
         """Whether it is time to score what the verifier has written alone."""
-        if self._grant.mode is not Mode.LOCAL or not self._opening.sampling.match_rule or self._mute:
+        if self._grant.mode is not Mode.LOCAL or not self._matches or self._mute:
             return False
-        return len(self._branch.text) >= self._shadow_at
+        return self._branch.known >= self._shadow_at
 
     async def _shadow(self, drafting: Drafting, stream: ClientStream) -> None:
         """Score the newest text, and report how much of it would have been guessed. Without a seed there is nothing to
         compare: which token a model would have chosen is chance."""
-        text = list(self._branch.text)
+        text = self._branch.text
         self._shadow_at = len(text) + SHADOW_EVERY
         try:
             matches = await drafting.score(text, SHADOW_TOKENS)
@@ -244,7 +279,7 @@ class DraftingSession:
     @property
     def _unanswered(self) -> bool:
         """The verifier waits for a draft."""
-        return self._grant.mode is Mode.ROUND and self._answered != len(self._branch.text)
+        return self._grant.mode is Mode.ROUND and self._answered != self._branch.known
 
     @property
     def _length(self) -> int:
@@ -254,16 +289,16 @@ class DraftingSession:
     def _wanted(self) -> int:
         """How many more tokens to guess now."""
         branch, grant = self._branch, self._grant
+        mode, ahead = grant.mode, len(branch.ahead)
         # The verdict adds a token of the target's own, so the last one is never worth a guess.
-        useful = 0 if self._mute else self._last - 1 - branch.end
+        useful = 0 if self._mute else self._last - 1 - len(branch.belief)
         if self._unanswered:
-            return 0 if self._enough() else min(self._length - len(branch.ahead), useful)
-        if grant.mode is Mode.LOCAL or (grant.mode is Mode.ROUND and not self._ahead):
+            return 0 if self._enough() else min(self._length - ahead, useful)
+        if mode is Mode.LOCAL or (mode is Mode.ROUND and not self._ahead):
             return 0
-        near = 0.0 < self._pace.round_trip.value < NEAR_SECONDS
-        if branch.survival < (LEAST_AHEAD_NEAR if near else LEAST_AHEAD):
+        if self._hopeless(branch.survival, len(branch.ahead)):
             return 0
-        return min(self._bound(grant) - len(branch.ahead), self._speculator.stride, useful)
+        return min(self._bound(grant) - ahead, self._speculator.stride, useful)
 
     def _enough(self) -> bool:
         """Whether the draft of a ROUND is too doubtful for one more guess to pay. The first one always does."""
@@ -272,6 +307,13 @@ class DraftingSession:
     @property
     def _least_survival(self) -> float:
         return self._pace.least_survival(self._grant.token_cost)
+
+    def _hopeless(self, survival: float, count: int) -> bool:
+        """Whether a branch of `count` guesses ahead, right with chance `survival`, is too doubtful for one more."""
+        if self._grant.mode is Mode.STREAM:
+            survival = when_of_use(survival, count, self._pace.lag, self._ledger.record)
+        near = 0.0 < self._pace.round_trip.value < NEAR_SECONDS
+        return survival < (LEAST_AHEAD_NEAR if near else LEAST_AHEAD)
 
     def _bound(self, grant: Grant) -> int:
         """How far beyond the confirmed text to guess: what one step may verify and the token it adds, and what is guessed
@@ -286,8 +328,9 @@ class DraftingSession:
         wanted = wanted if begun else 1
         branch, ahead = self._branch, not self._unanswered
         base, place, version, start = branch.end, len(branch.ahead), branch.version, self._clock()
+        watch = self._watch(wanted)
         try:
-            guesses = await self._guess(drafting, wanted)
+            guesses = await self._guess(drafting, wanted, watch)
         except SpecfleetError as error:
             # Guessing is only ever a help: without it the verifier writes the same text.
             log.warning("drafting failed", extra={"request_id": self._opening.request_id, "error": error.message})
@@ -296,19 +339,39 @@ class DraftingSession:
         seconds = self._clock() - start
         self._spent += seconds
         if guesses and begun:
-            self._pace.draft_seconds.observe(seconds / len(guesses), self._clock())
-        guesses = self._ledger.drafted(guesses, place, seconds, ahead)
+            self._pace.draft_seconds.observe(seconds / len(guesses), start + seconds)
+        guesses = self._ledger.drafted(guesses, place, seconds, ahead, watch)
         kept = branch.land(base, version, guesses)
-        self._ledger.discard("overtaken", guesses[: len(guesses) - kept])
+        if kept < len(guesses):
+            self._ledger.discard("overtaken", guesses[: len(guesses) - kept])
         return bool(guesses)
 
-    async def _guess(self, drafting: Drafting, wanted: int) -> list[Guess]:
-        branch = self._branch
-        if wanted > 1 and self._unanswered:
-            watch = self._ledger.watch(len(branch.ahead), branch.survival, self._least_survival)
-            if watch is not None and isinstance(drafting, Stoppable):
-                return await drafting.draft_until(branch.belief, wanted, watch)
-        return await drafting.draft(branch.belief, wanted)
+    async def _guess(self, drafting: Drafting, wanted: int, watch: Watch | None) -> list[Guess]:
+        if wanted > 1 and self._stoppable:
+            return await cast(Stoppable, drafting).draft_until(self._branch.belief, wanted, self._stop(watch))
+        return await drafting.draft(self._branch.belief, wanted)
+
+    def _watch(self, wanted: int) -> Watch | None:
+        """What looks at guesses as they are made, and in ROUND ends them."""
+        if wanted < 2 or not self._stoppable:
+            return None
+        branch, least = self._branch, self._least_survival if self._unanswered else 0.0
+        return self._ledger.watch(len(branch.ahead), branch.survival, least)
+
+    def _stop(self, watch: Watch | None) -> Stop:
+        """True once no more guesses are wanted: they became too doubtful, or a verdict dropped the branch they are for."""
+        branch, version, answers = self._branch, self._branch.version, self._unanswered
+
+        def stop(guess: StepResult) -> bool:
+            if watch is None:
+                return branch.version != version
+            return (
+                watch(guess)
+                or branch.version != version
+                or (not answers and self._hopeless(watch.survival, watch.place))
+            )
+
+        return stop
 
     async def _send_some(self, stream: ClientStream) -> None:
         """After guessing: the draft of a ROUND is sent once it is full, what is ahead as it has gathered."""
@@ -321,27 +384,28 @@ class DraftingSession:
     async def _send_rest(self, stream: ClientStream) -> None:
         """Send what was not sent yet; in ROUND with the word that no more will come, once per round, unless the verifier had
         all of the round before and has not waited."""
-        branch, grant = self._branch, self._grant
-        if grant.mode is Mode.LOCAL:
+        branch, grant, unanswered = self._branch, self._grant, self._unanswered
+        if grant.mode is Mode.LOCAL or not (unanswered or branch.sent < len(branch.ahead)):
             return
-        last = self._unanswered and (branch.sent < grant.length or not grant.length)
+        last = unanswered and (branch.sent < grant.length or not grant.length)
         position, guesses = branch.unsent()
         if grant.mode is Mode.ROUND:  # all that waits there when a round begins is its draft
             guesses = guesses[: max(0, self._max_draft - branch.sent)]
-        if self._unanswered:
-            self._answered, self._answered_at = len(branch.text), self._clock()
+        now = self._clock()
+        if unanswered:
+            self._answered, self._answered_at = branch.known, now
             self._stopped = len(branch.ahead) < self._length and self._enough()
         if not guesses and not last:
             return
         alternatives = self._alternatives(len(guesses))
-        q = None if self._opening.sampling.match_rule else tuple(guess.q for guess in guesses if guess.q is not None)
+        q = None if self._matches else tuple(guess.q for guess in guesses if guess.q is not None)
         branch.sent += len(guesses)
-        self._sent_at = self._clock()
+        self._sent_at = now
         await stream.send(
             Draft(
                 position=position,
-                tokens=tuple(guess.token for guess in guesses),
-                confirmed=len(branch.text),
+                tokens=tuple(branch.belief[position : position + len(guesses)]),
+                confirmed=branch.known,
                 last=last,
                 q=q or None,
                 draft_seconds=self._take_spent(),
@@ -366,7 +430,7 @@ class DraftingSession:
         """What `Draft.survival` says of these guesses; None where nothing is known."""
         if self._early is None or not guesses:
             return None
-        return tuple(accumulate((guess.chance for guess in guesses), mul))
+        return tuple(accumulate([guess.chance for guess in guesses], mul))
 
     def _take_spent(self) -> float:
         spent, self._spent = self._spent, 0.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from scheduler.step_time import StepShape
 from scheduler.types import PlanItem, SessionRecord
 
@@ -39,6 +41,21 @@ class StepBudget:
         elif self.tokens - spare < behind:
             return False
         return drafted >= 0 and self._take(record, behind, drafted, True)
+
+    def decode(self, records: Sequence[SessionRecord]) -> bool:
+        """Take all of these sessions, each with nothing but the token to decode from; or none, where not all fit."""
+        size, count = self._page_size, len(records)
+        lengths = [record.computed for record in records]
+        grown = sum([not length % size for length in lengths])
+        if count > self.tokens or grown > self.free_pages:
+            return False
+        self.tokens -= count
+        self.free_pages -= grown
+        cached = sum(lengths)
+        self._cached += cached
+        self._pairs += cached + count
+        self.items += [record.decode for record in records]
+        return True
 
     def prefill(self, record: SessionRecord, chunk: int | None = None) -> bool:
         """Take the next chunk of a session's prefill: as many tokens as are left, and pages allow, or at most `chunk`."""
@@ -85,5 +102,6 @@ class StepBudget:
         if draft:
             self._drafted += draft
             self._drafted_pairs += pairs - feed * (computed + feed)
-        self.items.append(PlanItem(record.session, feed, draft, sample))
+        plain = tokens == 1 and sample
+        self.items.append(record.decode if plain else PlanItem(record.session, feed, draft, sample))
         return True

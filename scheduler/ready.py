@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from operator import attrgetter
 
 from scheduler.types import SessionRecord
 from specfleet.core.types import Mode
 
 
 class Ready:
-    """Sessions that a step can do something for, in the order in which they became ready."""
+    """Sessions that a step can do something for. Those of one identity that decode, and those that prefill, stand in the order
+    in which they became ready."""
 
     def __init__(self) -> None:
         self._records: dict[int, SessionRecord] = {}
@@ -45,6 +47,13 @@ class Ready:
         """Those with one token to decode from, by identity."""
         return self._decodes
 
+    def oldest(self) -> SessionRecord:
+        """The one that has waited longest. There must be one."""
+        first = [next(iter(own.values())) for own in self._decodes.values()]
+        if self._prefills:
+            first.append(next(iter(self._prefills.values())))
+        return min(first, key=attrgetter("ready_at"))
+
     def due_before(self, time: float, most: int) -> tuple[list[SessionRecord], float]:
         """Those that are due before `time`, the first `most` of them, earliest first; and when the next one after them is."""
         dues, records = self._dues, self._records
@@ -63,16 +72,16 @@ class Ready:
         return found, following
 
     def add(self, record: SessionRecord) -> None:
-        """Last in the order, wherever it stood before."""
+        """Last in its order, wherever it stood before."""
         session, name = record.session, record.identity.name
         own = self._decodes.get(name)
-        if self._records.pop(session, None) is None:
-            self._targets += record.service.targets
+        if session not in self._records:
+            self._records[session] = record
+            self._targets += record.promised
         elif session in self._prefills:
             del self._prefills[session]
         elif own is not None:
             del own[session]
-        self._records[session] = record
         if record.due != math.inf:
             self._dues.append((record.due, session))
         if record.known - record.computed > 1:
@@ -90,8 +99,9 @@ class Ready:
         if own is None or session not in own:
             self.add(record)
             return
-        own[session] = own.pop(session)
-        self._records[session] = self._records.pop(session)
+        if len(own) > 1:
+            del own[session]
+            own[session] = record
         if record.due != math.inf:
             self._dues.append((record.due, session))
 
@@ -99,7 +109,7 @@ class Ready:
         record = self._records.pop(session, None)
         if record is None:
             return
-        self._targets -= record.service.targets
+        self._targets -= record.promised
         if self._prefills.pop(session, None) is None:
             own = self._decodes[record.identity.name]
             del own[session]
@@ -133,9 +143,10 @@ class ReadyQueue:
             self._waiting.pop(session, None)
         self._ready.add(record)
 
-    def decoded(self, record: SessionRecord) -> None:
+    @property
+    def decoded(self) -> Callable[[SessionRecord], None]:
         """`place` for a session that was in LOCAL and stays there: it waits for nobody, so it was ready and is again."""
-        self._ready.again(record)
+        return self._ready.again
 
     def discard(self, session: int) -> None:
         self._ready.discard(session)

@@ -150,12 +150,10 @@ class Scheduler:
             draft_seconds=Smoothed(ESTIMATE_SHARE, draft_seconds),
             round_trip=Smoothed(ESTIMATE_SHARE, round_trip),
         )
-        record.told.append((known, now))
-        if service.targets:
+        if record.promised:
             record.schedule()
         self._records[session] = record
-        self._grant(record, self._speculation.opened(record, now) if can_draft else LOCAL, now)
-        return record.grant
+        return self._grant(record, self._speculation.opened(record, now) if can_draft else LOCAL, now)
 
     def drafted(
         self,
@@ -187,7 +185,8 @@ class Scheduler:
         record.drafted, record.draft_complete, record.alternatives = pending, complete, alternatives
         if not was_ready:
             record.ready_at = now
-        self._queue.place(record, now)
+        if waited or record.waits:
+            self._queue.place(record, now)
 
     def shadowed(self, session: int, accepted: int, tested: int, draft_seconds: float = 0.0) -> None:
         """In LOCAL: of `tested` streamed tokens the drafter would have guessed `accepted`, in `draft_seconds` each."""
@@ -225,7 +224,7 @@ class Scheduler:
             if self._alternatives and not ready.targets:
                 self._add_alternatives(budget)
             seconds, plain = self.step_time.predict(budget.shape), self.step_time.predict(budget.plain)
-            return Plan(tuple(budget.items), seconds=seconds, plain_seconds=plain)
+            return Plan(tuple(budget.items), seconds=seconds, plain_seconds=plain, shape=budget.shape)
         return self._preempt(list(ready))
 
     def _add_alternatives(self, budget: StepBudget) -> None:
@@ -237,36 +236,49 @@ class Scheduler:
 
     def commit(self, outcome: Outcome, now: float) -> dict[int, Grant]:
         """Learn from a step; returns the next grant of every session that got a verdict."""
-        grants = {}
-        self.step_time.observe(self._shape(outcome.items), outcome.seconds)
+        self.step_time.observe(outcome.shape or self._shape(outcome.items), outcome.seconds)
         self._view.step_seconds.observe(outcome.seconds)
-        self._speculation.stepped(outcome, now)
-        self._rate.observe(sum(item.committed for item in outcome.items), now)
+        verdicts, tokens, worth = self._learn(outcome, now)
+        self._speculation.stepped(outcome, now, worth)
+        self._rate.observe(sum(tokens.values()), now)
         self._token_cost = self.step_time.coefficients[1] * self._rate.value
-        decided, records = self._speculation.decided, self._records
-        committed: dict[Identity, int] = {}
+        decided, decoded, grants = self._speculation.decided, self._queue.decoded, {}
+        for record, item in verdicts:
+            grant = decided(record, item, now) if record.can_draft else LOCAL
+            if grant is LOCAL is record.grant:
+                decoded(record)
+                grants[record.session] = LOCAL
+            else:
+                grants[record.session] = self._grant(record, grant, now)
+        for identity, count in tokens.items():
+            identity.committed(count, now)
+        return grants
+
+    def _learn(
+        self, outcome: Outcome, now: float
+    ) -> tuple[list[tuple[SessionRecord, ItemOutcome]], dict[Identity, int], float | None]:
+        """Count what the step did for each session. Returns those that got a verdict; the tokens of each identity; and what
+        all tokens were worth, None for a step that prefilled."""
+        records, verdicts = self._records, []
+        tokens: dict[Identity, int] = {}
+        worth, prefilled = 0.0, False
         for item in outcome.items:
-            session, fed, _, _, tokens, _, _, _ = item
+            session, fed, _, _, committed, _, _, _ = item
+            prefilled = prefilled or fed > 1 or not committed
             record = records.get(session)
             if record is None:
                 continue
             record.ready_at = now
-            if not tokens:
+            if not committed:
                 record.computed += fed
                 self._queue.place(record, now)
                 continue
+            worth += record.worth * committed
             identity = record.identity
-            committed[identity] = committed.get(identity, 0) + tokens
+            tokens[identity] = tokens.get(identity, 0) + committed
             record.committed(item, now)
-            grant = decided(record, item, now) if record.can_draft else LOCAL
-            if grant is LOCAL is record.grant:
-                self._queue.decoded(record)
-            else:
-                self._grant(record, grant, now)
-            grants[session] = record.grant
-        for identity, tokens in committed.items():
-            identity.committed(tokens, now)
-        return grants
+            verdicts.append((record, item))
+        return verdicts, tokens, None if prefilled else worth
 
     def _shape(self, items: Iterable[PlanItem | ItemOutcome]) -> StepShape:
         """Shape of a step, before its outcome is committed. Sessions closed meanwhile no longer say how long they were."""
@@ -286,13 +298,15 @@ class Scheduler:
         record.computed, record.ready_at = 0, now
         self._queue.place(record, now)
 
-    def _grant(self, record: SessionRecord, grant: Grant, now: float) -> None:
+    def _grant(self, record: SessionRecord, grant: Grant, now: float) -> Grant:
         if grant.mode is not Mode.LOCAL:
             grant = Grant(grant.mode, grant.length, self._alternatives, self._token_cost)
+            record.told.append((record.known, now))
         record.grant = grant
         if grant.mode is Mode.ROUND:
             record.draft_deadline = now + self._patience(record)
         self._queue.place(record, now)
+        return grant
 
     def _patience(self, record: SessionRecord) -> float:
         """Seconds that a round may wait for its draft: a drafter that has died must not hold up its user for long."""

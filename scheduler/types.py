@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from scheduler.estimators import Acceptance, AcceptancePool, Smoothed
 from scheduler.identities import UNLIMITED, Identity
+from scheduler.step_time import StepShape
 from specfleet.core.types import BEST_EFFORT, LOCAL, Grant, Mode, ServiceClass
 
 ESTIMATE_SHARE = 0.2
@@ -44,13 +45,14 @@ class SessionRecord:
     draft_complete: bool = False
     """The drafter will send no more before the next verdict."""
     told_at: float = 0.0
-    """When its last verdict was handed out."""
-    interval: float = 0.0
-    """Seconds between its last two verdicts."""
+    """When its last verdict was handed out,"""
+    told_before: float = 0.0
+    """and the one before it; 0 where there was none."""
     drafts: bool = False
     """Its drafter has sent something."""
     told: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=MOST_TOLD))
-    """Length of the text, and when it was told, for the verdicts of which its drafter has shown no sign yet."""
+    """Length of the text, and when it was told, for the verdicts that asked for drafts and of which its drafter has shown no
+    sign yet."""
     draft_deadline: float = 0.0
     """In ROUND: when to stop waiting for the draft."""
     acceptance: Acceptance = field(default_factory=lambda: Acceptance(AcceptancePool()))
@@ -58,6 +60,10 @@ class SessionRecord:
     identity: Identity = field(default_factory=lambda: Identity("", UNLIMITED, 0.0))
     """Who it belongs to; shared by all sessions of that identity."""
     service: ServiceClass = BEST_EFFORT
+    promised: bool = False
+    """Its class promises something."""
+    worth: float = 0.0
+    """What the speculation policy says a token of it counts, where it weighs tokens."""
     first_at: float | None = None
     """When its first token was committed here."""
     emitted: int = 0
@@ -71,6 +77,17 @@ class SessionRecord:
     """Seconds that its drafter takes per token."""
     round_trip: Smoothed = field(default_factory=lambda: Smoothed(ESTIMATE_SHARE))
     """Seconds from a verdict to the drafter and back, drafting not counted."""
+    decode: PlanItem = field(init=False)
+    """Its share of a step that only decodes: the same each time."""
+
+    def __post_init__(self) -> None:
+        self.decode = PlanItem(self.session, 1, 0, True)
+        self.promised = self.service.targets
+
+    @property
+    def interval(self) -> float:
+        """Seconds between its last two verdicts, 0 before there were two."""
+        return self.told_at - self.told_before if self.told_before else 0.0
 
     @property
     def behind(self) -> int:
@@ -108,13 +125,10 @@ class SessionRecord:
     def committed(self, item: ItemOutcome, now: float) -> None:
         """Count what a verdict brought."""
         _, _, drafted, accepted, tokens, pending, alternatives, waiting = item
-        self.known += tokens
-        self.computed = self.known - 1  # the newest token is known but not computed: the next step decodes from it
+        self.computed = self.known + tokens - 1
+        self.known += tokens  # the newest token is known but not computed: the next step decodes from it
         self.drafted, self.alternatives, self.draft_complete = pending, waiting, False
-        self.interval = now - self.told_at if self.told_at else 0.0
-        self.told_at = now
-        if self.can_draft:
-            self.told.append((self.known, now))
+        self.told_before, self.told_at = self.told_at, now
         self.emitted += tokens
         if self.first_at is None:
             self.first_at = now
@@ -122,7 +136,7 @@ class SessionRecord:
             self.acceptance.verified(drafted, accepted)
         elif self.can_draft:
             self.acceptance.unguessed += tokens
-        if self.service.targets:
+        if self.promised:
             self.schedule()
             self.tokens_per_verdict.observe(tokens)
             self.verified_per_verdict.observe(1 + drafted + alternatives)
@@ -156,6 +170,8 @@ class Plan:
     """Predicted duration of the step."""
     plain_seconds: float = 0.0
     """And of the same step without drafts."""
+    shape: StepShape | None = None
+    """What its duration depends on."""
     wake_at: float | None = None
     """With no items: when to ask again although nothing has happened."""
 
@@ -183,3 +199,5 @@ class ItemOutcome(NamedTuple):
 class Outcome:
     items: tuple[ItemOutcome, ...]
     seconds: float
+    shape: StepShape | None = None
+    """Of the plan, where all of it was done; else it is asked of the records."""

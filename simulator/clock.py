@@ -156,6 +156,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         due = self._due
         if not due:
             self._advance()
+            return
         count, next_one = len(due), due.popleft
         self.events += count
         for _ in range(count):
@@ -165,10 +166,13 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             except (SystemExit, KeyboardInterrupt):
                 raise
             except BaseException as error:  # noqa: BLE001 (as asyncio's own loop does)
-                self.call_exception_handler({"message": f"exception in {call.callback!r}", "exception": error})
+                self._failed(call, error)
+
+    def _failed(self, call: _Call, error: BaseException) -> None:
+        self.call_exception_handler({"message": f"exception in {call.callback!r}", "exception": error})
 
     def _advance(self) -> None:
-        """Let time pass until the next timer, and take in all timers of that moment."""
+        """Let time pass until the next timer, and run all timers of that moment."""
         timers, take = self._timers, heapq.heappop
         if self.timers_cancelled > COMPACT_AT and 2 * self.timers_cancelled > len(timers):
             timers[:] = [entry for entry in timers if entry[2].callback is not _nothing]
@@ -180,13 +184,20 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         if not timers:
             raise Stalled("everybody waits, and no timer is set")
         now = self._now = max(self._now, timers[0][0])
-        while timers and timers[0][0] <= now:
+        asked = self._asked  # what these ask for comes after what they bring about
+        while timers and timers[0][0] <= now and timers[0][1] <= asked:
             call = take(timers)[2]
             if call.callback is _nothing:
                 self.timers_cancelled -= 1
-            else:
-                call.waits = False
-                self._due.append(call)
+                continue
+            call.waits = False
+            self.events += 1
+            try:
+                call.context.run(call.callback, *call.args)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:  # noqa: BLE001 (as asyncio's own loop does)
+                self._failed(call, error)
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:

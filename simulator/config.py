@@ -231,6 +231,8 @@ class ClosedLoop(Section):
 
     think_seconds: DrawnSeconds = constant(0.0)
     """Between the end of a text and the next request; the first comes after such a time, too."""
+    requests: Count | None = None
+    """In all, whose turn it is; then nobody asks again. Without it they ask until the end."""
 
 
 class Poisson(Section):

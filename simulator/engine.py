@@ -9,7 +9,7 @@ from zlib import crc32
 from scheduler.step_time import StepShape
 from simulator.clock import sleep
 from simulator.pages import Held, PagePool
-from simulator.text import ID_BYTES, VOCABULARY, follow
+from simulator.text import ID_BYTES, TOKENS, VOCABULARY, follow
 from specfleet.core.step import PAGE_SIZE, Alternative, StepItem, StepResult
 
 
@@ -108,17 +108,17 @@ class ModelledEngine:
     def _verify(own: _Sequence, draft: Sequence[int], alternatives: Sequence[Alternative] = ()) -> StepResult:
         text, state = own.text, own.state
         accepted = []
-        token = state % VOCABULARY
+        token = TOKENS[state % VOCABULARY]
         for guess in draft:
             if guess != token:
                 break
             accepted.append(token)
             state = crc32(ID_BYTES[token], state)
-            token = state % VOCABULARY
+            token = TOKENS[state % VOCABULARY]
         if alternatives and len(accepted) < len(draft) and Alternative(len(accepted), token) in alternatives:
             text.extend((*accepted, token))
             own.state = crc32(ID_BYTES[token], state)
-            return StepResult(len(accepted), (*accepted, token, own.state % VOCABULARY), alternative=True)
+            return StepResult(len(accepted), (*accepted, token, TOKENS[own.state % VOCABULARY]), alternative=True)
         text.extend(accepted)
         own.state = state
         return StepResult(len(accepted), (*accepted, token))

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import deque
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 from simulator.clock import BARE
 from simulator.sizes import size
 from specfleet.core.errors import ConnectionError_, SpecfleetError
+from specfleet.core.mailbox import Mailbox
 from specfleet.core.protocol import Draft, VerifyRequest, VerifyResponse
 from specfleet.core.types import Load, ModelInfo
 
@@ -57,45 +58,32 @@ class Way:
 class Pipe:
     """One direction of one stream: messages arrive in order."""
 
-    __slots__ = ("_arrived", "_broken", "_last", "_loop", "_reader", "_under_way", "_way")
+    __slots__ = ("_arrived", "_broken", "_last", "_loop", "_way", "get")
 
     def __init__(self, way: Way, loop: asyncio.AbstractEventLoop) -> None:
         self._way = way
         self._loop = loop
-        self._arrived: deque[Any] = deque()
-        self._under_way: deque[Any] = deque()
+        self._arrived: Mailbox[Any] = Mailbox()
         self._last = 0.0
-        self._reader: asyncio.Future[Any] | None = None
         self._broken = False
+        self.get = self._arrived.get
+        """The next message. One reader at a time."""
 
     def put(self, message: Any, count: int) -> None:
-        self._last = max(self._last, self._way.arrival(self._loop.time(), count))
-        self._under_way.append(message)
-        self._loop.call_at(self._last, self._arrive, context=BARE)
+        at = self._way.arrival(self._loop.time(), count)
+        if at > self._last:
+            self._last = at
+        # What is due at one moment comes in the order in which it was asked for.
+        self._loop.call_at(self._last, self._arrive, message, context=BARE)
 
     def fail(self, message: Any) -> None:
         """The reader's end has found out that the way is broken: it is told so now, and nothing else arrives."""
         self._broken = True
-        self._deliver(message)
+        self._arrived.put(message)
 
-    def _arrive(self) -> None:
-        message = self._under_way.popleft()
+    def _arrive(self, message: Any) -> None:
         if not self._broken:
-            self._deliver(message)
-
-    def _deliver(self, message: Any) -> None:
-        reader = self._reader
-        if reader is None or reader.done():
-            self._arrived.append(message)
-        else:
-            reader.set_result(message)
-
-    async def get(self) -> Any:
-        """The next message. One reader at a time; one that is cancelled with a message in hand has lost it."""
-        if self._arrived:
-            return self._arrived.popleft()
-        self._reader = self._loop.create_future()
-        return await self._reader
+            self._arrived.put(message)
 
 
 class Link:
@@ -181,9 +169,8 @@ class ServerEnd:
         self._up = up
         self._down = down
 
-    async def receive(self) -> VerifyRequest | None:
-        message: VerifyRequest | None = await self._up.get()
-        return message
+    def receive(self) -> Coroutine[Any, Any, VerifyRequest | None]:
+        return self._up.get()
 
     async def send(self, message: VerifyResponse) -> None:
         self._down.put(message, size(message))

@@ -231,7 +231,7 @@ class _Run:
             while away:
                 await asyncio.sleep(away)
                 away = device.presence.wait(now())
-            if away is None or now() >= self._config.duration:
+            if away is None or now() >= self._config.duration or self._issued == closed.requests:
                 return
             await self._serve(device, pick, self._requests.next(now(), tier=tier), now())
 

@@ -41,9 +41,16 @@ def varint(number: int) -> int:
 
 def _number(value: int) -> int:
     """A field with a number; zeros are not sent."""
-    return 1 + varint(value) if value else 0
+    return 0 if not value else 2 if value < 128 else 3 if value < 16384 else 1 + varint(value)
+
+
+def _ids(count: int) -> int:
+    return 1 + varint(ID * count) + ID * count if count else 0
+
+
+IDS = tuple(map(_ids, range(64)))
 
 
 def _packed(count: int) -> int:
     """A field with so many ids."""
-    return 1 + varint(ID * count) + ID * count if count else 0
+    return IDS[count] if count < len(IDS) else _ids(count)

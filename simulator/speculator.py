@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 from drafter.speculators import Guess
 from scheduler.draft_time import DraftProfile
 from simulator.clock import sleep
 from simulator.recorded import Recorded
-from simulator.text import VOCABULARY, Truth
+from simulator.text import TOKENS, VOCABULARY, Truth
 from specfleet.core.step import Confidence, StepResult, Stop
 from specfleet.core.types import SamplingParams
 
-GUESSES = tuple(Guess(token) for token in range(VOCABULARY))
+GUESSES = tuple(Guess(token) for token in TOKENS)
 LONGEST_BRANCH = 64
 """Guesses beyond the confirmed text that a drafter may have; more than any policy grants, and than a verifier keeps."""
 OTHERS = 5
@@ -27,17 +28,32 @@ UNREAL = 7
 def confident(rate: float, right: bool, distance: float, rng: random.Random) -> Confidence:
     """A draft model's confidence in a guess: normal in log-odds of the token's probability, `distance` standard deviations
     higher where the guess is right. Its distribution is that of one likely token and a few even ones."""
-    odds = math.log(min(0.97, max(0.03, rate)) / (1.0 - min(0.97, max(0.03, rate))))
-    chosen = 1.0 / (1.0 + math.exp(-(odds + distance * (float(right) - rate) + rng.gauss(0.0, 1.0))))
+    likely = min(0.97, max(0.03, rate))
+    odds = math.log(likely / (1.0 - likely)) + distance * (right - rate) + rng.gauss(0.0, 1.0)
+    chosen = 1.0 / (1.0 + math.exp(-odds))
     rest = (1.0 - chosen) / OTHERS
-    entropy = -chosen * math.log(chosen) - (1.0 - chosen) * math.log(rest)
-    spread = abs(math.log(chosen) - math.log(rest)) * math.sqrt(chosen * (1.0 - chosen))
+    log_chosen, log_rest = math.log(chosen), math.log(rest)
+    entropy = -chosen * log_chosen - (1.0 - chosen) * log_rest
+    spread = abs(log_chosen - log_rest) * math.sqrt(chosen * (1.0 - chosen))
     return Confidence(chosen, entropy, chosen - rest, spread)
 
 
 class ModelledSpeculator:
     """Implements drafter.speculators.Speculator in virtual time; one drafter machine, its users served one after another, or
     together where it is known how long that takes."""
+
+    __slots__ = (
+        "acceptance",
+        "active",
+        "clock",
+        "cold_start",
+        "confidence",
+        "draft_seconds",
+        "machine",
+        "rng",
+        "seconds",
+        "together",
+    )
 
     name = "model"
     stride = 1
@@ -101,17 +117,16 @@ class ModelledDrafting:
     def start(self, sampling: SamplingParams) -> ModelledDrafting:
         return self
 
-    async def draft(self, text: Sequence[int], count: int) -> list[Guess]:
-        return await self._draft(text, count, None)
+    def draft(self, text: Sequence[int], count: int) -> Coroutine[Any, Any, list[Guess]]:
+        return self._made(text, count, None) if self._speculator.machine is None else self._in_turn(text, count, None)
 
-    async def draft_until(self, text: Sequence[int], count: int, stop: Stop) -> list[Guess]:
-        return await self._draft(text, count, stop)
+    def draft_until(self, text: Sequence[int], count: int, stop: Stop) -> Coroutine[Any, Any, list[Guess]]:
+        return self._made(text, count, stop) if self._speculator.machine is None else self._in_turn(text, count, stop)
 
-    async def _draft(self, text: Sequence[int], count: int, stop: Stop | None) -> list[Guess]:
-        own = self._speculator
-        if own.machine is None:
-            return await self._made(text, count, stop)
-        async with own.machine:
+    async def _in_turn(self, text: Sequence[int], count: int, stop: Stop | None) -> list[Guess]:
+        machine, text = self._speculator.machine, list(text)
+        assert machine is not None
+        async with machine:
             return await self._made(text, count, stop)
 
     async def _made(self, text: Sequence[int], count: int, stop: Stop | None) -> list[Guess]:
@@ -145,14 +160,14 @@ class ModelledDrafting:
         sure of itself as anywhere: what it says next is likely after what it said."""
         own, truth = self._speculator, self._truth
         assert truth is not None and own.confidence is not None
-        rate, end, sure = own.acceptance(own.clock()), len(text), []
-        for place, guess in enumerate(guesses, end):
-            right = guess.token == truth.between(place, place + 1)[0]
-            unreal = guess.token == (truth.between(place, place + 1)[0] + UNREAL) % VOCABULARY
-            looks_right = own.rng.random() < rate if unreal else right
-            confidence = confident(rate, looks_right, own.confidence, own.rng)
-            sure.append(Guess(guess.token, confidence=confidence))
-            if stop is not None and stop(StepResult(0, (guess.token,), confidence=confidence)):
+        rate, distance, rng, end = own.acceptance(own.clock()), own.confidence, own.rng, len(text)
+        sure: list[Guess] = []
+        for guess, token in zip(guesses, truth.between(end, end + len(guesses)), strict=True):
+            said = guess.token
+            unreal = said == (token + UNREAL) % VOCABULARY
+            confidence = confident(rate, rng.random() < rate if unreal else said == token, distance, rng)
+            sure.append(Guess(said, None, confidence))
+            if stop is not None and stop(StepResult(0, (said,), confidence=confidence)):
                 break
         return sure
 

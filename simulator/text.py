@@ -16,6 +16,11 @@ ID_BYTES = tuple(array("H", [token]).tobytes() for token in range(VOCABULARY))
 """What one more token adds to the CRC."""
 
 
+TOKENS = tuple(range(VOCABULARY))
+"""Every text is made of these very objects: thousands of sessions whose tokens are numbers of their own each do not fit into
+a processor's cache, which costs a quarter of a run."""
+
+
 def follow(tokens: Sequence[int], state: int = START) -> int:
     """State after `tokens` behind a text of `state`. The token that the target says next is `state % VOCABULARY`."""
     return zlib.crc32(array("H", tokens).tobytes(), state)
@@ -50,7 +55,7 @@ class Truth:
         if len(tokens) < last:
             state, crc = self._state, zlib.crc32
             while len(tokens) < last:
-                token = state % VOCABULARY
+                token = TOKENS[state % VOCABULARY]
                 tokens.append(token)
                 state = crc(ID_BYTES[token], state)
             self._state = state

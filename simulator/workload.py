@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from itertools import count
 
 from simulator.config import Bursts, Tier, Workload
-from simulator.text import VOCABULARY
+from simulator.text import TOKENS, VOCABULARY
 from specfleet.bench.traces import BLOCK_TOKENS, Row
 
-FILLER = tuple((7 * place * place + 3 * place) % VOCABULARY for place in range(1 << 17))
+FILLER = tuple(TOKENS[(7 * place * place + 3 * place) % VOCABULARY] for place in range(1 << 17))
 """What prompts hold behind the tokens that tell them apart."""
 HEAD = 3
 """Tokens that a number takes."""

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from scheduler import ItemOutcome, Outcome, Plan, PlanItem, Refusal, Request, Scheduler
 from specfleet.core.clock import Clock
 from specfleet.core.errors import InternalError, SpecfleetError, StreamInterrupted, Unavailable
+from specfleet.core.mailbox import Signal
 from specfleet.core.protocol import Draft, Finished, Shadow, Verdict
 from specfleet.core.step import Engine, StepItem, StepResult
 from specfleet.core.trace import Phase, Tracer
@@ -50,7 +51,7 @@ class BatchLoop:
         self._sessions: dict[int, Session] = {}
         self._arrivals: list[Session] = []
         self._departures: list[Session] = []
-        self._wake = asyncio.Event()
+        self._wake = Signal()
         self._planned_in = 0.0
         """Seconds that the last plan took."""
         self.stepping_since: float | None = None
@@ -132,7 +133,7 @@ class BatchLoop:
         """Tell everybody to go on elsewhere, while a step runs, too. What they hold goes when their owners withdraw them."""
         for session in (*self._sessions.values(), *self._arrivals):
             error = Unavailable(reason)
-            session.outbox.put_nowait(error)
+            session.outbox.put(error)
             if not session.opened.done():
                 session.opened.set_exception(error)
 
@@ -193,58 +194,49 @@ class BatchLoop:
         session = self._sessions[planned.session]
         feed = session.tokens[session.computed : session.computed + planned.feed]
         draft, q = session.take_draft(planned.draft)
+        beside = session.take_alternatives(len(draft), planned.alternatives) if planned.alternatives else ()
         return StepItem(
-            sequence=session.number,
-            tokens=feed + draft,
-            sampling=session.sampling,
-            draft=len(draft),
-            sample=planned.sample,
-            q=q,
-            alternatives=session.take_alternatives(len(draft), planned.alternatives) if planned.alternatives else (),
+            session.number, feed + draft, session.sampling, len(draft), planned.sample, q, alternatives=beside
         )
 
     def _commit(
         self, plan: Plan, done: list[tuple[PlanItem, StepItem, StepResult]], start: float, seconds: float
     ) -> None:
-        waits = {item.session: start - self._scheduler.ready_at(item.session) for item, _, _ in done}
-        outcomes, verdicts = [], []
+        waits: dict[int, float] = {}
+        outcomes: list[ItemOutcome] = []
+        verdicts: list[tuple[Session, Verdict]] = []
+        tokens, ready_at = 0, self._scheduler.ready_at
         for planned, item, result in done:
-            session = self._sessions[planned.session]
-            verdict = None
+            number, drafted, beside = planned.session, item.draft, len(item.alternatives)
+            session = self._sessions[number]
+            waits[number] = start - ready_at(number)
+            tokens += len(item.tokens) + beside
+            accepted = committed = 0
             if planned.sample:
-                verdict = session.commit(result, item.draft, len(item.alternatives))
+                verdict = session.commit(result, drafted, beside)
                 verdicts.append((session, verdict))
+                accepted, committed = verdict.accepted, len(verdict.tokens)
             else:
                 session.computed += planned.feed
-            outcomes.append(
-                ItemOutcome(
-                    session=session.number,
-                    fed=planned.feed,
-                    drafted=item.draft,
-                    accepted=verdict.accepted if verdict else 0,
-                    committed=len(verdict.tokens) if verdict else 0,
-                    pending=session.pending,
-                    alternatives=len(item.alternatives),
-                    alternatives_pending=session.alternatives,
-                )
-            )
+            left, others = session.pending, session.alternatives
+            outcomes.append(ItemOutcome(number, planned.feed, drafted, accepted, committed, left, beside, others))
         now = start + seconds
-        grants = self._scheduler.commit(Outcome(tuple(outcomes), seconds), now)
+        shape = plan.shape if len(done) == len(plan.items) else None
+        grants = self._scheduler.commit(Outcome(tuple(outcomes), seconds, shape), now)
         self._observer.decided(self._planned_in + self._clock() - now)
         self.step_seconds += 0.1 * (seconds - self.step_seconds) if self.step_seconds else seconds
-        tokens = sum(len(item.tokens) + len(item.alternatives) for _, item, _ in done)
         self._observer.step(seconds, plan.seconds, len(done), tokens)
         # Whoever becomes ready while a step runs waits for its end; what is beyond that is want of room.
-        queued = sum(max(0.0, waits[session.number] - self._last_step) for session, _ in verdicts)
+        queued = sum([max(0.0, waits[session.number] - self._last_step) for session, _ in verdicts])
         self._observer.alone(seconds * plan.plain_seconds / plan.seconds if plan.seconds else seconds, queued)
         self._last_step = seconds
         for session, verdict in verdicts:
             session.first_at, session.last_at = session.first_at or now, now
             self._observer.verdict(session.service.name, verdict, waits[session.number])
-            session.outbox.put_nowait(verdict._replace(grant=self._grant(session, grants[session.number])))
+            session.outbox.put(verdict.granted(self._grant(session, grants[session.number])))
             if session.finished is not None:
                 self._finish(session)
-            elif session.outbox.qsize() > MAX_UNREAD:
+            elif len(session.outbox) > MAX_UNREAD:
                 self._end(session, _unread(session))
         if self._tracer is not None:
             self._trace(self._tracer, verdicts, waits, start)
@@ -267,14 +259,14 @@ class BatchLoop:
 
     def _finish(self, session: Session) -> None:
         assert session.finished is not None
-        session.outbox.put_nowait(Finished(session.finished, session.usage))
+        session.outbox.put(Finished(session.finished, session.usage))
         tokens = session.output_length - session.resumed_length
         self._observer.served(session.service.name, tokens, session.met)
         self._release(session, session.finished)
 
     def _end(self, session: Session, error: SpecfleetError) -> None:
         """Its pages are free from now on; its owner gets to know why."""
-        session.outbox.put_nowait(error)
+        session.outbox.put(error)
         if not session.opened.done():
             session.opened.set_exception(error)
         self._release(session, FinishReason.ERROR)
@@ -348,6 +340,6 @@ class BatchLoop:
 
 def _unread(session: Session) -> StreamInterrupted:
     return StreamInterrupted(
-        f"{session.outbox.qsize()} messages wait to be read, at most {MAX_UNREAD} may; go on behind what came",
+        f"{len(session.outbox)} messages wait to be read, at most {MAX_UNREAD} may; go on behind what came",
         request_id=session.request_id,
     )

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate
-from operator import mul, ne
+from operator import mul
+from typing import NamedTuple
 
 from specfleet.core.errors import InvalidRequest, PositionGap, SpecfleetError
+from specfleet.core.mailbox import Mailbox
 from specfleet.core.protocol import Draft, Finished, Open, Verdict
+from specfleet.core.sequences import agreeing
 from specfleet.core.step import Alternative, DraftDistribution, StepResult
 from specfleet.core.types import BEST_EFFORT, FinishReason, Grant, Mode, SamplingParams, ServiceClass, Usage
 
@@ -27,8 +29,11 @@ MAX_PENDING = 64
 """Most drafted tokens kept waiting for one session; fewer near its end, where the last token is the target's own."""
 
 
-@dataclass(frozen=True, slots=True)
-class Offered:
+UNDECIDED = {mode: Grant(mode) for mode in Mode}
+"""Of a verdict whose grant is yet to be set."""
+
+
+class Offered(NamedTuple):
     """What became of a Draft: tokens now waiting that were not before, and tokens dropped as stale since the last one, those
     that waited when the text went another way included."""
 
@@ -38,6 +43,43 @@ class Offered:
 
 class Session:
     """State of one generation. Knows neither engine nor scheduler nor transport; the batch loop moves tokens between them."""
+
+    __slots__ = (
+        "_alternatives",
+        "_complete",
+        "_contradicted",
+        "_cut_off",
+        "_ends",
+        "_heard",
+        "_last",
+        "_left",
+        "_pending",
+        "_pending_chance",
+        "_pending_q",
+        "_stale",
+        "_trimmed",
+        "cached_tokens",
+        "can_draft",
+        "computed",
+        "draft_seconds",
+        "finished",
+        "first_at",
+        "identity",
+        "last_at",
+        "mode",
+        "number",
+        "opened",
+        "opened_at",
+        "outbox",
+        "prompt_length",
+        "request_id",
+        "resumed_length",
+        "round_trip",
+        "sampling",
+        "sending_since",
+        "service",
+        "tokens",
+    )
 
     def __init__(
         self,
@@ -67,7 +109,9 @@ class Session:
         self.mode = Mode.LOCAL
         """Mode of the grant in force."""
         self.opened: asyncio.Future[Grant] = asyncio.get_running_loop().create_future()
-        self.outbox: asyncio.Queue[Verdict | Finished | SpecfleetError] = asyncio.Queue()
+        self.outbox: Mailbox[Verdict | Finished | SpecfleetError] = Mailbox()
+        self.sending_since = 0.0
+        """When the message that its stream has yet to take was begun; 0 while there is none."""
         self.finished: FinishReason | None = None
         self.resumed_length = len(opening.output)
         """Tokens of output that it came with."""
@@ -103,7 +147,7 @@ class Session:
     @property
     def alternatives(self) -> int:
         """Alternatives that wait beside the drafted tokens."""
-        return sum(map(len, self._alternatives.values()))
+        return sum(map(len, self._alternatives.values())) if self._alternatives else 0
 
     @property
     def survival(self) -> list[float]:
@@ -145,12 +189,14 @@ class Session:
         if draft.confirmed < self._heard:
             return Offered(0, dropped + _guesses(draft))
         self._heard = draft.confirmed
-        before = self.pending
+        before = len(self._pending)
         stale = dropped + self._merge(draft)
+        pending = len(self._pending)
         # Said of a round that is over meanwhile, "no more will come" holds only if something of it is still of use. Once
         # said it holds until the next verdict: a repeated message takes nothing back.
-        self._complete |= draft.last and (bool(self._pending) or draft.confirmed >= len(self.tokens))
-        return Offered(max(0, self.pending - before), stale)
+        if draft.last and (pending or draft.confirmed >= len(self.tokens)):
+            self._complete = True
+        return Offered(max(0, pending - before), stale)
 
     def abandon(self) -> int:
         """Nothing of it will be verified any more; returns how many guesses waited, and how many were dropped as stale and
@@ -185,47 +231,38 @@ class Session:
         """
         position = len(self.tokens)
         committed = self._until_end(result.tokens)
-        stale = self._stale
-        for token in committed:
-            self._advance(token)
-        self._stale -= min(
-            self._stale - stale, drafted - min(result.accepted, len(committed))
-        )  # refused, which is no news
-        trimmed = min(self._left, self._stale - stale)
-        known = len(self.tokens)
-        dropped = self._keep_alternatives(known, known + self.pending)
-        self._stale += max(0, dropped - alternatives)
-        if self.pending and self.finished is not None:
+        accepted = min(result.accepted, len(committed))
+        stale = self._advance(committed)
+        stale -= min(stale, drafted - accepted)  # refused, which is no news
+        trimmed = min(self._left, stale)
+        if self._alternatives:
+            known = len(self.tokens)
+            dropped = self._keep_alternatives(known, known + self.pending)
+        else:
+            dropped = 0
+        self._stale += stale + max(0, dropped - alternatives)
+        if self._pending and self.finished is not None:
             self._cut_off = max(0, drafted - len(committed)) + max(0, alternatives - dropped)
         self._left = 0
-        self.computed = len(self.tokens) - 1
+        self.computed = position + len(committed) - 1
         self._complete = False
         kept = slice(len(committed))
-        accepted = min(result.accepted, len(committed))
+        logprobs = None if result.logprobs is None else result.logprobs[kept]
+        top = None if result.top_logprobs is None else result.top_logprobs[kept]
+        beside = result.alternative and len(committed) > accepted
+        mode, grant = self.mode, UNDECIDED[self.mode]
         return Verdict(
-            position=position,
-            tokens=tuple(committed),
-            drafted=drafted,
-            accepted=accepted,
-            grant=Grant(self.mode),
-            mode=self.mode,
-            logprobs=None if result.logprobs is None else result.logprobs[kept],
-            trimmed=trimmed,
-            alternatives=alternatives,
-            alternative_accepted=result.alternative and len(committed) > accepted,
-            top_logprobs=None if result.top_logprobs is None else result.top_logprobs[kept],
+            position, committed, drafted, accepted, grant, mode, logprobs, trimmed, alternatives, beside, top
         )
 
-    def _until_end(self, tokens: Sequence[int]) -> list[int]:
-        taken: list[int] = []
-        for token in tokens:
-            taken.append(token)
-            if token in self._ends:
-                self.finished = FinishReason.STOP
-                break
-            if len(self.tokens) + len(taken) >= self._last:
-                self.finished = FinishReason.LENGTH
-                break
+    def _until_end(self, tokens: tuple[int, ...]) -> tuple[int, ...]:
+        room = max(1, self._last - len(self.tokens))
+        taken = tokens[:room]
+        if not self._ends.isdisjoint(taken):
+            self.finished = FinishReason.STOP
+            return taken[: next(n for n, token in enumerate(taken, 1) if token in self._ends)]
+        if len(taken) == room:
+            self.finished = FinishReason.LENGTH
         return taken
 
     def _check_finished(self) -> None:
@@ -235,26 +272,23 @@ class Session:
         elif len(self.tokens) >= self._last:
             self.finished = FinishReason.LENGTH
 
-    def _advance(self, token: int) -> None:
-        """One more committed token; what waits goes on if it begins with it, else it contradicts the text."""
-        self.tokens.append(token)
-        if not self._pending:
-            return
-        if self._pending[0] == token:
-            del self._pending[0]
-            del self._pending_q[:1]
-            del self._pending_chance[:1]
-        else:
-            self._contradict()
-
-    def _contradict(self) -> None:
-        """What waits is of another branch than the text."""
-        self._stale += self.pending
-        self._pending.clear()
-        self._pending_q.clear()
-        self._pending_chance.clear()
-        self._contradicted = True
-        self._trimmed = False
+    def _advance(self, tokens: Sequence[int]) -> int:
+        """More committed tokens; what waits goes on if it begins with them, else it contradicts the text. Returns how many
+        of those that waited are stale then."""
+        self.tokens += tokens
+        pending = self._pending
+        if not pending:
+            return 0
+        right = agreeing(pending, tokens)
+        contradicted = right < min(len(pending), len(tokens))
+        gone = len(pending) if contradicted else right
+        del pending[:gone]
+        del self._pending_q[:gone]
+        del self._pending_chance[:gone]
+        if contradicted:
+            self._contradicted = True
+            self._trimmed = False
+        return gone - right
 
     def _keep_alternatives(self, start: int, stop: int) -> int:
         """Forget those for places outside [start, stop); returns how many."""
@@ -280,8 +314,9 @@ class Session:
                     f"send the tokens from {known} on"
                 )
             return _guesses(draft)
-        for offset, token in enumerate(draft.tokens[: max(0, known - start)]):
-            if self.tokens[start + offset] != token:
+        if start < known:
+            said = draft.tokens[: known - start]
+            if said != tuple(self.tokens[start : start + len(said)]):
                 self._contradicted = True
                 return _guesses(draft)
         return self._append(draft, known)
@@ -291,17 +326,18 @@ class Session:
         Returns how many tokens it took the place of, or had none itself."""
         skip = max(0, known - draft.position)
         fresh, at = draft.tokens[skip:], max(0, draft.position - known)
-        waiting = self._pending[at : at + len(fresh)]
-        agreeing = next((n for n, pair in enumerate(zip(waiting, fresh, strict=False)) if ne(*pair)), len(waiting))
-        fresh, skip, at = fresh[agreeing:], skip + agreeing, at + agreeing
+        if at < len(self._pending):
+            same = agreeing(self._pending[at:], fresh)
+            fresh, skip, at = fresh[same:], skip + same, at + same
         if not fresh:
             return 0
         # A step that went beyond the room would be refused as a whole, everybody else's part of it included.
         room = max(0, min(MAX_PENDING, self._last - 1 - known) - at)
         self._trimmed = len(fresh) > room
         chances = _conditional(draft)[skip:][:room]
-        lost = max(0, self.pending - at) + max(0, len(fresh) - room)
-        lost += self._keep_alternatives(known, known + at)
+        lost = max(0, len(self._pending) - at) + max(0, len(fresh) - room)
+        if self._alternatives:
+            lost += self._keep_alternatives(known, known + at)
         for one in draft.alternatives:
             place = one.offset - skip
             if 0 <= place < room:

@@ -39,7 +39,8 @@ class Drafting(Protocol):
 
     async def draft(self, text: Sequence[int], count: int) -> list[Guess]:
         """Up to `count` guesses of what follows `text` (prompt, output, and guesses so far); fewer, or none, where there is
-        nothing to go by. `text` may differ from the last call's anywhere."""
+        nothing to go by. `text` may differ from the last call's anywhere, and goes on changing: it is read before anything
+        is awaited."""
         ...
 
     async def score(self, text: Sequence[int], count: int) -> int | None:
@@ -69,7 +70,7 @@ class Speculator(Protocol):
 
     @property
     def stride(self) -> int:
-        """Tokens worth asking for at once when drafting ahead: one where each costs a step of a model."""
+        """Tokens worth asking for at once when drafting ahead: few where each costs a step of a model."""
         ...
 
     def start(self, sampling: SamplingParams) -> Drafting: ...

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import torch
+from transformers import DynamicCache
 
 from models.train.corpus import Corpus
 
@@ -55,11 +56,12 @@ def step_costs(target: Any, drafter: Any, context: int = 200, rounds: int = 60) 
 
     def stepper(model: Any, rows: int) -> Any:
         ids = torch.randint(1, model.config.vocab_size, (1, context), device=model.device)
-        cache = model(ids, use_cache=True).past_key_values
+        cache = DynamicCache(config=model.config)
+        model(ids, None, None, cache, use_cache=True)  # by place: what its name is depends on transformers' version
         new = ids[:, :rows]
 
         def step() -> None:
-            model(new, past_key_values=cache, use_cache=True)
+            model(new, None, None, cache, use_cache=True)
             cache.crop(-rows)
 
         return step

@@ -36,8 +36,8 @@ STARVED = 16.0
 """Steps that somebody may wait before it goes first."""
 HORIZON = 2.0
 """Steps: whoever is due within that cannot be left for the next one."""
-AHEAD = 1.05
-"""Tokens out against those due by now, from which on a session stands back."""
+AHEAD = 1.02
+"""Tokens out against those due by now, from which on a session stands back: what it is ahead, somebody waits for."""
 CATCHING_UP = 1.15
 """Times its pace that a session which is late is to be given."""
 PROBE = 16
@@ -75,7 +75,7 @@ class Slo:
         if not ready.targets and _take_all(ready, budget):
             return
         step = Step(self._view, budget, now)
-        step.take_starved(next(iter(ready)))
+        step.take_starved(ready.oldest())
         soon, later = ready.due_before(step.critical, budget.tokens) if ready.targets else ([], math.inf)
         step.limit_by(soon, later)
         required = [record for record in soon if step.cannot_wait(record)]
@@ -124,10 +124,15 @@ class Turns:
     """
 
     def __init__(
-        self, decodes: Mapping[str, Mapping[int, SessionRecord]], worth: Callable[[SessionRecord], float | None]
+        self,
+        decodes: Mapping[str, Mapping[int, SessionRecord]],
+        worth: Callable[[SessionRecord], float | None],
+        alike: bool = False,
     ) -> None:
-        """`worth` of a session's own token; None for who takes no part."""
+        """`worth` of a session's own token; None for who takes no part. `alike`: it is the same for all of an identity and a
+        class."""
         self._worth = worth
+        self._alike = alike
         self._heap: list[tuple[float, int, int, Iterator[SessionRecord], SessionRecord]] = []
         self._pushed = 0
         for own in decodes.values():
@@ -158,7 +163,7 @@ class Turns:
                     self._push(worth * record.acceptance.rate, len(given), queue, record)
                 records.append(record)
                 given.append(1)
-                following, value = self._next(queue)
+                following, value = self._next(queue, record, worth)
             if following is not None:
                 self._push(value, OWN, queue, following)
         return list(zip(records, given, strict=True))
@@ -167,9 +172,13 @@ class Turns:
         self._pushed += 1
         heapq.heappush(self._heap, (-worth, self._pushed, place, queue, record))
 
-    def _next(self, queue: Iterator[SessionRecord]) -> tuple[SessionRecord | None, float]:
-        """The next session of an identity that takes part, and what its own token is worth."""
+    def _next(
+        self, queue: Iterator[SessionRecord], before: SessionRecord | None = None, value: float = 0.0
+    ) -> tuple[SessionRecord | None, float]:
+        """The next session of an identity that takes part, and what its own token is worth; that of `before` it is `value`."""
         for record in queue:
+            if self._alike and before is not None and record.service is before.service:
+                return record, value
             worth = self._worth(record)
             if worth is not None:
                 return record, worth
@@ -192,6 +201,7 @@ class Step:
     def __init__(self, view: View, budget: StepBudget, now: float) -> None:
         margin = 1.0 + view.step_time.error
         fixed, token, cached, pair = (one * margin for one in view.step_time.coefficients)
+        self._coefficients = fixed, token, cached, pair
         self._token, self._cached, self._pair = token, cached, pair
         self._budget = budget
         self._now = now
@@ -253,7 +263,10 @@ class Step:
             return weight / self._cost(record, 1) if limited else weight
 
         spare = kept_for_prefill(ready.prefills.values(), self._budget.tokens)
-        for record, tokens in Turns(ready.decodes, worth).share_out(self._budget.tokens - spare):
+        given = Turns(ready.decodes, worth, alike=not (limited or pacing or taken)).share_out(
+            self._budget.tokens - spare
+        )
+        for record, tokens in given if limited else self._decode(given):
             self.take(record, spare, tokens - 1)
         for record in ready.prefills.values():
             if self.full:
@@ -265,6 +278,15 @@ class Step:
                     return
                 if worth(record) is not None:
                     self.take(record)
+
+    def _decode(self, given: Sequence[tuple[SessionRecord, int]]) -> Sequence[tuple[SessionRecord, int]]:
+        """Take all to whom a single token was given at once, where no time is short; returns the others."""
+        single = [record for record, tokens in given if tokens == 1]
+        if not self._budget.decode(single):
+            return given
+        self._end = self._now + self._budget.shape.seconds(self._coefficients)
+        self._taken.update([record.session for record in single])
+        return [(record, tokens) for record, tokens in given if tokens > 1] if len(single) < len(given) else ()
 
     @property
     def full(self) -> bool:

@@ -130,7 +130,7 @@ class Awc:
         self._sessions[record.session] = _Session()
         return Grant(Mode.ROUND, FIRST_LENGTH)
 
-    def stepped(self, outcome: Outcome, now: float) -> None:
+    def stepped(self, outcome: Outcome, now: float, worth: float | None = None) -> None:
         step = self._view.step_seconds.value
         self._busy = 1.0 - self._view.step_time.coefficients[0] / step if step else 0.0
 

@@ -19,7 +19,7 @@ That is a model. Whether drafting pays at all is also measured (governor.py), an
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -40,7 +40,7 @@ PRICE_SHARE = 0.1
 """What a step's new price counts against the old one: prices that jump make step times oscillate."""
 AT_ONCE, BUSY_SHARE = 0.25, 0.05
 """A step that begins within this share of its duration after the last one follows at once; what one step counts."""
-DECISIONS = 32
+DECISIONS = 16
 """Of the verdicts of one step so many are decided anew, the others in their turn: what is believed of a session changes
 over dozens of tokens, and a step of hundreds of sessions should not wait."""
 FAR = 0.005
@@ -89,7 +89,6 @@ class Holding:
     asked to be crossed."""
 
     offer: Offer
-    weight: float
     wished: Offer
     share: float
     """What it should earn a second, were everything as it was: w X, divided by the sessions of its identity."""
@@ -138,13 +137,15 @@ class FairGoodput:
         """Share of steps that began when the one before had ended: whose draft is not there by then has missed it."""
         self._ended_at = -math.inf
         self._governor = Governor()
+        self._may_draft = self._governor.drafting
+        """Its word until the next step."""
         self.price = 0.0
         """Of a GPU-second, in weighted tokens."""
 
     def opened(self, record: SessionRecord, now: float) -> Grant:
         return self._choose(record, now)
 
-    def stepped(self, outcome: Outcome, now: float) -> None:
+    def stepped(self, outcome: Outcome, now: float, worth: float | None = None) -> None:
         self._costs = Costs(self._view)
         at_once = now - outcome.seconds - self._ended_at < AT_ONCE * outcome.seconds
         self._busy += BUSY_SHARE * (at_once - self._busy)
@@ -155,28 +156,23 @@ class FairGoodput:
         price = kappa_step * self._earning / (1.0 + kappa_step * self._using)
         self._steps += 1
         self.price += max(PRICE_SHARE, 1.0 / self._steps) * (price - self.price)
-        self._govern(outcome, now)
+        self._govern(worth, now)
 
-    def _govern(self, outcome: Outcome, now: float) -> None:
+    def _govern(self, worth: float | None, now: float) -> None:
         """Tell the governor what the step earned, in shares of what everybody had been earning."""
-        earned, decodes = 0.0, bool(outcome.items)
-        for session, fed, _, _, committed, _, _, _ in outcome.items:
-            if fed > 1 or not committed:
-                decodes = False
-                break
-            held = self._held.get(session)
-            if held is not None:
-                earned += held.weight * committed
-        comparable = decodes and self._drafting > 0 and self._shares > 0.0
-        earned = earned / self._shares if comparable else 0.0
+        comparable = bool(worth) and self._drafting > 0 and self._shares > 0.0
+        earned = worth / self._shares if worth and comparable else 0.0
         most = 0.5 * self._drafting
         rounds, far = self._rounds > most, self._far > most
         self._governor.stepped(earned, len(self._view.records), comparable, now, rounds=rounds, far=far)
+        self._may_draft = self._governor.drafting
 
     def decided(self, record: SessionRecord, outcome: ItemOutcome, now: float) -> Grant:
         if (record.session + self._steps) % self._turns:
+            if not (self._may_draft or record.promised):
+                return LOCAL
             held = self._held[record.session]
-            return held.wished.grant if self._governor.drafting or held.paced else LOCAL
+            return self._granted(held.wished, held.paced)
         grant = self._choose(record, now)
         if record.interval:
             self._governor.verdict(record.interval, self._held[record.session].wished.settles)
@@ -185,7 +181,7 @@ class FairGoodput:
     def closed(self, record: SessionRecord) -> None:
         held = self._held.pop(record.session, None)
         if held is not None:
-            self._count(held, -1.0)
+            self._count(record, held, -1.0)
         if not self._held:
             # Sums of differences drift; nobody here is the moment to begin at zero again.
             self._earning = self._using = self._load = self._shares = 0.0
@@ -202,19 +198,20 @@ class FairGoodput:
             offers = self._offers(record, weight)
             wished, crossings = self._best(offers, weight, held)
             rounds = _rounds_would_do(offers, wished)
-        offer = wished if paced or self._governor.drafting else self._local(record)
+        offer = wished if paced or self._may_draft else self._local(record)
         if held is not None:
-            self._count(held, -1.0)
+            self._count(record, held, -1.0)
+        record.worth = weight
         identity = record.identity
         share = weight * (identity.goodput.value or 1.0 / self._costs.step) / max(1, identity.sessions)
         far = wished.grant.mode is Mode.STREAM and record.round_trip.value > FAR
-        self._held[record.session] = fresh = Holding(offer, weight, wished, share, paced, rounds, far, crossings)
-        self._count(fresh, 1.0)
+        self._held[record.session] = fresh = Holding(offer, wished, share, paced, rounds, far, crossings)
+        self._count(record, fresh, 1.0)
         return self._granted(wished, paced)
 
     def _granted(self, wished: Offer, paced: bool) -> Grant:
         """What a class promises is not for trials; for everybody else the governor has the last word."""
-        return wished.grant if paced or self._governor.drafting else LOCAL
+        return wished.grant if paced or self._may_draft else LOCAL
 
     def _best(self, offers: Sequence[Offer], weight: float, held: Holding | None) -> tuple[Offer, int]:
         """The offer of most value; but on the same side of ROUND as before unless the other one is clearly better, twice in a
@@ -245,6 +242,8 @@ class FairGoodput:
         speed = record.emitted / passed if passed > 0.0 else pace
         weight = min(pace / speed, HASTE) ** HASTE / pace * record.weight
         offers = self._offers(record, weight, LONGEST_PACED)
+        if record.can_draft:
+            offers.extend(self._lengths(record))
         enough = [offer for offer in offers if offer.tokens >= need * offer.seconds]
         if enough:
             return min(enough, key=lambda offer: offer.gpu_seconds / offer.tokens)
@@ -299,6 +298,24 @@ class FairGoodput:
         length, tokens, gpu, seconds, wait = found
         return Offer(ROUNDS[length], tokens, gpu, seconds, 1.0 + wait / step, seconds)
 
+    def _lengths(self, record: SessionRecord) -> Iterator[Offer]:
+        """Rounds of all lengths that a session with a pace may have: which takes the least GPU time per token is not which is
+        worth most a second."""
+        costs, rate, step = self._costs, record.acceptance.rate, self._costs.step
+        draft = record.draft_seconds.value or UNKNOWN_DRAFT_SECONDS
+        away = record.round_trip.value or UNKNOWN_ROUND_TRIP
+        busy = self._busy if len(self._view.records) > 1 else 0.0
+        gpu = costs.token + costs.context * record.known
+        tokens = survival = 1.0
+        for length in range(1, LONGEST_PACED + 1):
+            survival *= rate
+            tokens += survival
+            gpu += costs.token
+            away += draft
+            wait = busy * (math.ceil(away / step) * step - away) if away > NEAR * costs.step_fixed else 0.0
+            seconds = away + wait + step
+            yield Offer(ROUNDS[length], tokens, gpu, seconds, 1.0 + wait / step, seconds)
+
     def _stream(self, record: SessionRecord, weight: float, draft: float, trip: float) -> Offer | None:
         """Draft-ahead, with the best number of drafted tokens to verify in a step. None where it never gets ahead.
 
@@ -332,11 +349,11 @@ class FairGoodput:
         length, tokens, gpu = found
         return Offer(STREAMS[length], tokens, gpu, step, settles=trip + behind * step)
 
-    def _count(self, held: Holding, sign: float) -> None:
+    def _count(self, record: SessionRecord, held: Holding, sign: float) -> None:
         """Add or take away a session's terms of A, B and U."""
         _, tokens, gpu, seconds, theta, _ = held.offer
         share = sign * theta / (seconds * seconds)
-        self._earning += share * held.weight * tokens
+        self._earning += share * record.worth * tokens
         self._using += share * gpu
         self._load += sign * gpu / seconds
         self._shares += sign * held.share

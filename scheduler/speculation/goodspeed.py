@@ -61,7 +61,7 @@ class GoodSpeed:
         self._share()
         return self._grant(record.session)
 
-    def stepped(self, outcome: Outcome, now: float) -> None:
+    def stepped(self, outcome: Outcome, now: float, worth: float | None = None) -> None:
         for item in outcome.items:
             client = self._clients.get(item.session)
             if client is None or not item.committed:

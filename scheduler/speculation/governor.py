@@ -45,6 +45,9 @@ CLEAR = 0.1
 """Share of the rate from which on a trial's loss leaves no doubt."""
 OBVIOUS = 0.3
 """And from which on it need not be seen from both sides."""
+DRIFT_SHARE = 0.5
+"""A trial lies between two windows as usual. Where those differ, what it should be compared with is somewhere between them,
+and a change of mind needs more than this share of the difference (log)."""
 TRIAL_LOSS = 0.001
 BEFORE_SHARE = 0.5
 """What the newest window counts in the rate before a trial."""
@@ -254,10 +257,22 @@ class Governor:
                 self._judge(crowd, self._before.value, now)
         else:
             if self._tried:
-                self._judge(crowd, math.sqrt(self._before.value * rate), now)
+                self._compare(crowd, rate, now)
             self._before.observe(rate)
         trial = crowd.due(self._ways, now) if self._before.value > 0.0 and not self._tried else None
         self._open(trial or crowd.best, now)
+
+    def _compare(self, crowd: Crowd, after: float, now: float) -> None:
+        """Judge a trial by the windows on both sides of it. What promises more, but no more than loads drift, is tried
+        again."""
+        before = self._before.value
+        usual = math.sqrt(before * after)
+        better = math.log(self._tried / usual)
+        if better > math.log(BETTER) and better < DRIFT_SHARE * abs(math.log(after / before)):
+            crowd.trial(self._trying).put_off(now, self.window)
+            self._tried = 0.0
+        else:
+            self._judge(crowd, usual, now)
 
     def _judge(self, crowd: Crowd, usual: float, now: float) -> None:
         was = crowd.best

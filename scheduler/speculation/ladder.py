@@ -32,7 +32,7 @@ class Ladder(Memoryless):
     def opened(self, record: SessionRecord, now: float) -> Grant:
         return self._grant()
 
-    def stepped(self, outcome: Outcome, now: float) -> None:
+    def stepped(self, outcome: Outcome, now: float, worth: float | None = None) -> None:
         rounds = [item.accepted for item in outcome.items if item.drafted]
         if rounds:
             self._accepted += NEW_SHARE * (sum(rounds) / len(rounds) - self._accepted)

@@ -17,8 +17,9 @@ class SpeculationPolicy(Protocol):
         """The first grant of a session that can draft."""
         ...
 
-    def stepped(self, outcome: Outcome, now: float) -> None:
-        """A step has ended; its verdicts are decided next."""
+    def stepped(self, outcome: Outcome, now: float, worth: float | None = None) -> None:
+        """A step has ended, and records know of it; its verdicts are decided next. `worth` is that of all its tokens, by
+        what the policy said of their sessions; None for a step that prefilled, which is not like others."""
         ...
 
     def decided(self, record: SessionRecord, outcome: ItemOutcome, now: float) -> Grant:
@@ -33,7 +34,7 @@ class SpeculationPolicy(Protocol):
 class Memoryless:
     """Base of policies that remember nothing of sessions."""
 
-    def stepped(self, outcome: Outcome, now: float) -> None:
+    def stepped(self, outcome: Outcome, now: float, worth: float | None = None) -> None:
         pass
 
     def closed(self, record: SessionRecord) -> None:

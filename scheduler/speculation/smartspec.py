@@ -31,7 +31,7 @@ class SmartSpec(Memoryless):
     def opened(self, record: SessionRecord, now: float) -> Grant:
         return self._grant()
 
-    def stepped(self, outcome: Outcome, now: float) -> None:
+    def stepped(self, outcome: Outcome, now: float, worth: float | None = None) -> None:
         self._steps += 1
         if self._steps % EVERY_STEPS == 0:
             self._length = best_length(self._view)

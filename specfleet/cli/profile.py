@@ -49,6 +49,8 @@ class Settings:
     threads: int
     out: Path
     seconds: float
+    quantize: str | None
+    """Of a draft model."""
     against: Against | None
 
 
@@ -64,6 +66,12 @@ class Settings:
     default="auto",
     show_default=True,
     help="Number format; auto is float32 on the CPU and the model's own on a GPU.",
+)
+@click.option(
+    "--quantize",
+    type=click.Choice(["auto", "int8", "int4", "none"]),
+    metavar="WIDTH",
+    help="With --drafter: auto, int8, int4 or none, as of the drafter.  [default: auto]",
 )
 @click.option(
     "--threads",
@@ -109,6 +117,7 @@ def command(
     drafter: bool,
     out: Path | None,
     threads: int | None,
+    quantize: str | None,
     verifier: str | None,
     prompts: Path | None,
     step_profile: Path | None,
@@ -136,6 +145,8 @@ def command(
         raise click.UsageError("--model ngram is no model: looking up takes no step that could be measured")
     if verifier and not drafter:
         raise click.UsageError("--verifier is asked about a draft model's guesses; add --drafter")
+    if quantize and not drafter:
+        raise click.UsageError("--quantize is for models that only draft; add --drafter")
     if prompts and not verifier:
         raise click.UsageError("--prompts are continued by a verifier; add --verifier HOST:PORT")
     against = None
@@ -145,6 +156,7 @@ def command(
         against = Against(verifier, texts, profiled, verifier_ca, verifier_token, insecure)
     settings = Settings(
         threads=threads or (1 if drafter else max(1, (os.cpu_count() or 2) // 2)),
+        quantize=(None if quantize == "none" else quantize or "auto") if drafter else None,
         out=_writable(out or Path(DRAFT_FILE if drafter else STEP_FILE)),
         against=against,
         **flags,
@@ -204,6 +216,7 @@ def _engine(settings: Settings) -> Iterator[TorchEngine]:
                 dtype=settings.dtype,
                 kv_cache_tokens=kv_cache_tokens(),
                 threads=settings.threads,
+                quantize=settings.quantize,
             )
         )
     try:
@@ -239,7 +252,7 @@ def _source(settings: Settings, engine: TorchEngine) -> str:
     """Machine, model and date: what somebody needs who wonders whether this profile is theirs."""
     from specfleet.engine.device import device_name
 
-    dtype = str(engine.model.dtype).removeprefix("torch.")
+    dtype = engine.model.bits or str(engine.model.dtype).removeprefix("torch.")
     model = Path(settings.model).name
     day = datetime.now(UTC).date().isoformat()
     return f"{device_name(engine.model.device)}; {model} in {dtype}; measured {day} for {settings.seconds:g} s"

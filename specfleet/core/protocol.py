@@ -103,6 +103,11 @@ class Verdict(NamedTuple):
     alternative_accepted: bool = False
     top_logprobs: tuple[TopLogprobs, ...] | None = None
 
+    def granted(self, grant: Grant) -> Verdict:
+        """The same with this grant."""
+        position, tokens, drafted, accepted, _, mode, logprobs, trimmed, beside, taken, top = self
+        return Verdict(position, tokens, drafted, accepted, grant, mode, logprobs, trimmed, beside, taken, top)
+
     @property
     def verified(self) -> int:
         """Guesses in all, alternatives included."""

@@ -28,8 +28,7 @@ class Alternative(NamedTuple):
     token: int
 
 
-@dataclass(frozen=True, slots=True)
-class Confidence:
+class Confidence(NamedTuple):
     """How sure a draft model was of a token, from its own distribution q before temperature and truncation."""
 
     chosen: float

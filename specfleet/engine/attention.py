@@ -199,21 +199,24 @@ def _varlen(
 def _sdpa(
     context: AttentionContext, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, look: Look
 ) -> torch.Tensor:
-    groups = context.batch.groups
+    groups, pool = context.batch.groups, context.pool
+    assert pool is not None
     if len(groups) == 1 and groups[0].rows is None:
-        return _attend(groups[0], query, keys, values, look)
+        return _attend(groups[0], query, keys, values, look, pool)
     out = query.new_empty(query.shape[0], query.shape[1], values.shape[3])
     for group in groups:
         if group.rows is None:
             part = slice(group.first, group.first + len(group.members) * group.queries)
-            out[part] = _attend(group, query[part], keys, values, look)
+            out[part] = _attend(group, query[part], keys, values, look, pool)
         else:
-            padded = _attend(group, query[group.rows], keys, values, look)
+            padded = _attend(group, query[group.rows], keys, values, look, pool)
             out[group.rows[group.padded_rows]] = padded[group.padded_rows]
     return out
 
 
-def _attend(group: Group, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, look: Look) -> torch.Tensor:
+def _attend(
+    group: Group, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, look: Look, pool: KVPool
+) -> torch.Tensor:
     """One padded call: query (members * queries, heads, dim) in, (members * queries, heads, value dim) out.
 
     Grouped-query attention: the query heads that share a key head become further query rows of that head, so keys and
@@ -224,7 +227,7 @@ def _attend(group: Group, query: torch.Tensor, keys: torch.Tensor, values: torch
     if group.span is not None:
         k, v = keys[group.span[0] : group.span[1]], values[group.span[0] : group.span[1]]
     else:
-        k, v = keys.index_select(0, group.table), values.index_select(0, group.table)
+        k, v = pool.gather(keys, values, group.table)
     k = k.view(members, -1, kv_heads, keys.shape[3]).transpose(1, 2)
     v = v.view(members, -1, kv_heads, values.shape[3]).transpose(1, 2)
     q = (

@@ -16,8 +16,9 @@ from specfleet.core.trace import Phase, Tracer
 from specfleet.core.types import DRAFT_SUPPORT_LIMIT, TopLogprobs
 from specfleet.engine.acceptance import SparseDrafts, match, match_tree, reject_batch
 from specfleet.engine.confidence import LIKELIEST, confidences
-from specfleet.engine.noise import gumbel, gumbel_argmax, noise_keys
-from specfleet.engine.sampling import Truncation, draw, process, top_support
+from specfleet.engine.noise import gumbel, noise_keys
+from specfleet.engine.race import NOBODY, seeded_argmax
+from specfleet.engine.sampling import Truncation, argmax, draw, process, top_support
 
 Outcome = tuple[int, list[int], int | None]
 """Accepted of the draft, committed tokens, which alternative was accepted."""
@@ -60,7 +61,8 @@ class Chooser:
     def choose(self, choices: Sequence[Choice], logits: torch.Tensor) -> list[StepResult]:
         """One result for each choice. `logits`: float32 (rows, vocabulary), each choice owning its `rows`. Raises
         InternalError naming the sequences whose logits are not finite."""
-        best, targets = logits.max(-1)
+        targets = argmax(logits)
+        best = logits.gather(-1, targets[:, None])[:, 0]
         distributions: dict[int, DraftDistribution] = {}
         runners_up: dict[int, int | None] = {}
         rejected: list[tuple[list[Choice], torch.Tensor, torch.Tensor]] = []
@@ -110,18 +112,15 @@ class Chooser:
     def _seeded(
         self, members: list[Choice], truncation: Truncation, logits: torch.Tensor, out: torch.Tensor
     ) -> dict[int, int | None]:
-        """argmax_v(log p_t(v) + G(seed, t, v)) in each row of the members, into `out`; and the second by first row, where
-        asked for, None where only one token can come."""
-        rows = self._rows(members)
-        scores = process(logits[rows], truncation)
-        out[rows] = chosen = gumbel_argmax(scores, self._keys(members), sparse=truncation.cuts)
-        if not any(choice.item.want_runner_up for choice in members):
+        """argmax_v(log p_t(v) + G(seed, t, v)) in each row of the members, into `out`; and which would have come without
+        it, by row, where asked for: None where only one token can."""
+        rows, asked = self._rows(members), any(choice.item.want_runner_up for choice in members)
+        own = logits if len(rows) == len(logits) else logits[rows]
+        out[rows], second = seeded_argmax(own, truncation, self._keys(members), asked)
+        if not asked:
             return {}
-        best, second = scores.scatter_(-1, chosen[:, None], float("-inf")).max(-1)
-        found = [
-            token if value > -math.inf else None for value, token in zip(best.tolist(), second.tolist(), strict=True)
-        ]
-        return {row: found[at] for at, row in enumerate(rows.tolist())}
+        found = [None if token == NOBODY else token for token in second.tolist()]
+        return dict(zip(rows.tolist(), found, strict=True))
 
     def _reject(
         self, members: list[Choice], truncation: Truncation, logits: torch.Tensor

@@ -24,7 +24,7 @@ class EngineConfig:
     attention: str = "auto"
     """sdpa, triton, varlen, or auto: `attention.CHOICES`, the first that runs."""
     quantize: str | None = None
-    """int8 or int4, for models that only draft."""
+    """int8, int4 or auto (`quantize.choices`), for models that only draft."""
     threads: int | None = None
     """torch's CPU threads; None leaves its default."""
     seed: int | None = None

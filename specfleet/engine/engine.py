@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +22,7 @@ from specfleet.engine.leader import Leader
 from specfleet.engine.model import LoadedModel
 from specfleet.engine.pages import PageCounters, PageTable
 from specfleet.engine.parallel import Ranks
+from specfleet.engine.thread import EngineThread
 from specfleet.engine.worker import Worker
 
 _WARM_UPS, _WARM_UP_TOKENS = 2, 6
@@ -66,7 +65,7 @@ class TorchEngine:
         self._pages = PageTable(worker.pages)
         self._chooser = Chooser(self.model.device, config.seed, tracer)
         self._lock = threading.Lock()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="specfleet-engine")
+        self._thread = EngineThread("specfleet-engine")
 
     # Room ----------------------------------------------------------------------------------------------------------
 
@@ -146,14 +145,14 @@ class TorchEngine:
 
     async def step(self, items: Sequence[StepItem]) -> list[StepResult]:
         """Run one ragged batch in the engine's thread; results in the order of `items`. See `step_sync`."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self.step_sync, items)
+        return await self._thread.run(self.step_sync, items)
 
     async def extend(
         self, items: Sequence[StepItem], count: int, stops: Sequence[Stop | None] = ()
     ) -> list[list[StepResult]]:
         """`count` steps in a row in the engine's thread: changing threads costs as much as a small model's step. `stops` are
         asked there, too, for the same reason."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self.extend_sync, items, count, stops)
+        return await self._thread.run(self.extend_sync, items, count, stops)
 
     def extend_sync(
         self, items: Sequence[StepItem], count: int, stops: Sequence[Stop | None] = ()

@@ -8,7 +8,7 @@ What makes a small batch slow in float32 on a CPU (one thread of an EPYC, weight
 
 `pack_linears` is for any model: every plain `nn.Linear` gets packed weights. `FusedDecoder` is for the Llama family: it also
 leaves transformers' Python behind, since at this size calling forty modules a layer costs as much as the arithmetic; elsewhere
-than in float32 on a CPU its products are plain (`DenseLinear`), and what counts is fewer kernels: a third of transformers'.
+than on a CPU its products are plain (`DenseLinear`), and what counts is fewer kernels: a third of transformers'.
 Which one applies is decided by exact class; `model.load` compares logits with the stock model afterwards in any case.
 """
 
@@ -38,14 +38,14 @@ _ROPE_TABLE_LIMIT = 65_536
 
 
 def can_pack(module: Any) -> bool:
-    """True where the packed products exist: float32 on a CPU with oneDNN."""
-    return (
-        module.dtype == torch.float32
-        and module.device.type == "cpu"
-        and torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+    """True where the packed products exist: on a CPU with oneDNN, in float32, or in bfloat16 if the processor knows it."""
+    ours = torch.backends.mkldnn.is_available() and all(
+        hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
     )
+    if not ours or module.device.type != "cpu":
+        return False
+    bf16 = module.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return module.dtype == torch.float32 or bool(bf16)
 
 
 def can_fuse(module: Any) -> bool:

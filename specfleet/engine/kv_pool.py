@@ -43,6 +43,7 @@ class KVPool:
                 f"a KV cache of {tokens} tokens takes {tokens * token / 1e9:.3g} GB for this model, more than {device} has to "
                 "spare; give a smaller --kv-cache-tokens"
             ) from None
+        self._gathered = (Gathered(), Gathered())
         self._flat = [(k.flatten(0, 1), v.flatten(0, 1)) for k, v in zip(self.keys, self.values, strict=True)]
 
     @property
@@ -54,6 +55,14 @@ class KVPool:
         key_slots, value_slots = self._flat[layer]
         key_slots.index_copy_(0, slots, keys)
         value_slots.index_copy_(0, slots, values)
+
+    def gather(
+        self, keys: torch.Tensor, values: torch.Tensor, pages: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`pages`, int64 (n,), of a layer's keys and values, one behind the other: (n, 16, kv_heads, dim) each, good until the
+        next call."""
+        of_keys, of_values = self._gathered
+        return of_keys.rows(keys, pages), of_values.rows(values, pages)
 
     def move(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy single tokens, (source, destination) slot each, in every layer."""
@@ -72,6 +81,22 @@ class KVPool:
         destination = torch.tensor([pair[1] for pair in pairs], device=self.keys[0].device)
         for pool in [*self.keys, *self.values]:
             pool[destination] = pool[source]
+
+
+class Gathered:
+    """Memory for gathered rows, the same for every layer and step: it stays in the cache, and the system is not asked to map
+    and clear pages of it again and again, which from some megabytes on took longer than the step itself."""
+
+    def __init__(self) -> None:
+        self._held: torch.Tensor | None = None
+
+    def rows(self, source: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        """source[index], good until the next call."""
+        size = len(index) * source[0].numel()
+        if self._held is None or self._held.numel() < size:
+            self._held = source.new_empty(size + size // 4)
+        out = self._held[:size].view(len(index), *source.shape[1:])
+        return torch.index_select(source, 0, index, out=out)
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

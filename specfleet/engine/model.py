@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -24,6 +25,8 @@ from specfleet.engine.device import launching_on
 from specfleet.engine.fuse import KINDS, DenseLinear, FusedDecoder, can_fuse, can_pack, pack_linears
 from specfleet.engine.kv_pool import KVPool, LayerShape
 from specfleet.engine.parallel import Ranks, shard
+
+log = logging.getLogger(__name__)
 
 _PROBE_TOKENS = 24
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -48,6 +51,8 @@ class LoadedModel:
     context_length: int
     eos_token_ids: tuple[int, ...]
     parameters: int
+    bits: str | None = None
+    """Of its weights, where they are fewer than those of `dtype`."""
 
 
 def load(
@@ -61,14 +66,22 @@ def load(
     """Load a folder or a Hugging Face id onto `device`.
 
     `dtype`: float32, bfloat16, float16, or auto (float32 on the CPU, else what the checkpoint says). `backend`: sdpa, triton,
-    varlen, or auto (`attention.CHOICES`). `bits`: int8 or int4, for a model that only drafts. `ranks`: load this one's share.
-    Raises ModelLoadError or ConfigurationError, naming the value and the way out.
+    varlen, or auto (`attention.CHOICES`). `bits`: int8, int4 or auto, for a model that only drafts. `ranks`: load
+    this one's share. Raises ModelLoadError or ConfigurationError, naming the value and the way out.
     """
     place = resolve_device(device)
     source = resolve_source(model)
-    with _quiet(bars=sys.stderr.isatty() and not Path(source).is_dir()):
-        module = _load_module(model, source, _resolve_dtype(dtype, place))
-    return adapt(module, model, place, backend, bits, ranks)
+    widths = quantize.choices(bits, place)
+    for width in widths:
+        with _quiet(bars=sys.stderr.isatty() and not Path(source).is_dir()):
+            module = _load_module(model, source, _resolve_dtype(dtype, place))
+        try:
+            return adapt(module, model, place, backend, width, ranks)
+        except (ConfigurationError, ModelLoadError) as error:
+            if width == widths[-1]:
+                raise
+            log.info("model keeps its own weights", extra={"model": model, "tried": width, "error": error.message})
+    raise AssertionError("unreachable")
 
 
 def adapt(
@@ -106,6 +119,7 @@ def adapt(
         context_length=_context_length(config),
         eos_token_ids=_eos_token_ids(module),
         parameters=parameters,
+        bits=bits,
     )
 
 

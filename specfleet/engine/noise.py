@@ -14,6 +14,7 @@ decided where E is small, and there float32 keeps its relative precision: that i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ _M1 = 0xBF58476D1CE4E5B9
 _M2 = 0x94D049BB133111EB
 _MASK = 2**64 - 1
 _LARGEST_W = 1.0 - 2.0**-24
+_CACHED_ROWS = 8
+"""Rows whose noise is made at a time on a CPU, so that it stays in the cache meanwhile."""
 
 
 def _signed(value: int) -> int:
@@ -36,15 +39,21 @@ def _mix(x: int) -> int:
     return x ^ (x >> 31)
 
 
+@lru_cache(1024)
+def _mixed(seed: int) -> int:
+    """A text's own part of its keys, asked for at each of its tokens."""
+    return _mix((seed + _C) & _MASK)
+
+
 def noise_key(seed: int, position: int) -> int:
     """The 64-bit key of one position of one seeded text (`seed` and the result unsigned)."""
-    return _mix((_mix((seed + _C) & _MASK) + position * _C) & _MASK)
+    return _mix((_mixed(seed) + position * _C) & _MASK)
 
 
 def noise_keys(seeds: Sequence[int], positions: Sequence[int], device: torch.device) -> torch.Tensor:
     """Keys of many (seed, position) pairs: int64 (rows,), the two's complement of `noise_key`."""
-    keys = [_signed(noise_key(seed, position)) for seed, position in zip(seeds, positions, strict=True)]
-    return torch.tensor(keys, dtype=torch.int64, device=device)
+    keys = np.array(list(map(noise_key, seeds, positions)), dtype=np.uint64)
+    return torch.from_numpy(keys.view(np.int64)).to(device)
 
 
 def gumbel_reference(seed: int, position: int, tokens: np.ndarray) -> np.ndarray:
@@ -62,7 +71,7 @@ def gumbel_reference(seed: int, position: int, tokens: np.ndarray) -> np.ndarray
 def hash_bits(keys: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """The 40 hash bits of each (row, token), int64. `keys` (rows, 1), `tokens` broadcastable to (rows, n)."""
     if keys.device.type == "cpu":
-        return _hash_numpy(keys, tokens)
+        return torch.from_numpy(_hash_numpy(keys.numpy(), tokens.numpy()))
     return _hash_torch(keys, tokens)
 
 
@@ -75,16 +84,16 @@ def _hash_torch(keys: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     return (x >> 24) & (2**40 - 1)
 
 
-def _hash_numpy(keys: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Three times as fast on the CPU: real unsigned integers, and nothing allocated but the result and one buffer."""
-    x = tokens.numpy().view(np.uint64) * np.uint64(_C) + keys.numpy().view(np.uint64)
+def _hash_numpy(keys: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """The same on the CPU, three times as fast: real unsigned integers; nothing allocated but the result and one buffer."""
+    x = tokens.view(np.uint64) * np.uint64(_C) + keys.view(np.uint64)
     buffer = np.empty_like(x)
     for shift, factor in ((30, _M1), (27, _M2), (31, 1)):
         np.right_shift(x, np.uint64(shift), out=buffer)
         x ^= buffer
         x *= np.uint64(factor)
     x >>= np.uint64(24)
-    return torch.from_numpy(x.view(np.int64))
+    return x.view(np.int64)
 
 
 def gumbel(keys: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -92,35 +101,26 @@ def gumbel(keys: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
 
     `keys`: int64 (rows,) from `noise_keys`. `tokens`: int64 (n,) for the same ids in every row, or (rows, n).
     """
+    if keys.device.type == "cpu":
+        return torch.from_numpy(gumbel_at(keys.numpy()[:, None], tokens.numpy()))
     w = hash_bits(keys[:, None], tokens).to(torch.float64).add_(0.5).mul_(2.0**-40).to(torch.float32)
     return w.clamp_(max=_LARGEST_W).neg_().log1p_().neg_().log_().neg_()
 
 
-def gumbel_argmax(scores: torch.Tensor, keys: torch.Tensor, sparse: bool) -> torch.Tensor:
-    """argmax_v(scores + G) in each row, int64 (rows,); `scores` (rows, vocabulary) are overwritten. With `sparse`, noise is
-    computed only where a score is finite: the same result, sooner where few are."""
-    if sparse and scores.device.type == "cpu":
-        found = _sparse_argmax(scores.numpy(), keys)
-        if found is not None:
-            return torch.from_numpy(found)
-    if not sparse:
-        return scores.add_(gumbel(keys, torch.arange(scores.shape[-1], device=scores.device))).argmax(-1)
-    places = torch.nonzero(scores > float("-inf"))
-    rows, tokens = places[:, 0], places[:, 1]
-    scores[rows, tokens] += gumbel(keys[rows], tokens[:, None])[:, 0]
-    return scores.argmax(-1)
+def gumbel_at(keys: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """The same on the CPU, of any (key, token), int64 both and broadcast against each other: float32."""
+    w = _hash_numpy(keys, tokens).astype(np.float64)
+    w += 0.5
+    w *= 2.0**-40
+    x = np.minimum(w.astype(np.float32), np.float32(_LARGEST_W))
+    for step in (np.negative, np.log1p, np.negative, np.log, np.negative):
+        step(x, out=x)
+    return x
 
 
-def _sparse_argmax(scores: np.ndarray, keys: torch.Tensor) -> np.ndarray | None:
-    """The same in numpy, on the finite scores alone; None where a row has none (what is not a number is for others to say)."""
-    places = np.flatnonzero(scores > -np.inf)
-    rows, tokens = np.divmod(places, scores.shape[-1])
-    every = np.arange(len(scores))
-    first = np.searchsorted(rows, every)
-    if len(places) == 0 or not np.array_equal(rows[np.minimum(first, len(rows) - 1)], every):
-        return None
-    noise = gumbel(keys[torch.from_numpy(rows)], torch.from_numpy(tokens)[:, None])[:, 0].numpy()
-    values = scores.reshape(-1)[places] + noise
-    best = np.flatnonzero(values == np.maximum.reduceat(values, first)[rows])
-    winners: np.ndarray = tokens[best[np.searchsorted(rows[best], every)]]
-    return winners
+def add_gumbel(scores: torch.Tensor, keys: torch.Tensor) -> None:
+    """Add each (row, token)'s noise to `scores`, float32 (rows, vocabulary)."""
+    tokens = torch.arange(scores.shape[-1], device=scores.device)
+    block = _CACHED_ROWS if scores.device.type == "cpu" else len(scores)
+    for at in range(0, len(scores), block or 1):
+        scores[at : at + block] += gumbel(keys[at : at + block], tokens)

@@ -22,6 +22,8 @@ from torch import nn
 from specfleet.core.errors import ConfigurationError
 
 WIDTHS = ("int8", "int4")
+AUTO = "auto"
+"""int8 where torch has products for it and the model takes it well, else the weights as they are."""
 GROUP = 32
 """Weights of a row that share scale and zero point, in int4. Also the least width of an input that can be quantized so."""
 TOLERANCE = {"int8": 0.15, "int4": 0.6}
@@ -87,10 +89,18 @@ def stacked(linears: tuple[nn.Linear, ...]) -> tuple[torch.Tensor, torch.Tensor 
     return weight.detach(), bias
 
 
+def choices(quantize: str | None, device: torch.device) -> tuple[str | None, ...]:
+    """The widths to try for `quantize`, best first; None is the model's own. On the CPU a small model's step is bound by
+    reading its weights, which a verifier beside it keeps out of the caches; on a GPU it is bound by launches."""
+    if quantize != AUTO:
+        return (quantize,)
+    return ("int8", None) if device.type == "cpu" and hasattr(torch.ops.quantized, "linear_dynamic") else (None,)
+
+
 def check(quantize: str, module: Any) -> None:
     """Raises ConfigurationError where this module cannot run in so few bits here, naming the way out."""
     if quantize not in WIDTHS:
-        raise ConfigurationError(f"quantize is {quantize!r}; choose {' or '.join(WIDTHS)}")
+        raise ConfigurationError(f"quantize is {quantize!r}; choose {', '.join(WIDTHS)} or {AUTO}")
     if module.device.type == "cpu":
         odd = [one.in_features for one in module.modules() if isinstance(one, nn.Linear) and one.in_features % GROUP]
         if quantize == "int4" and odd:

@@ -8,7 +8,7 @@ happened to put first), so that the outcome is a function of the row alone.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,8 +21,7 @@ _SMALLEST_TEMPERATURE = 1e-30
 """Below this float32 divides by zero; the distribution has long been a point by then."""
 
 
-@dataclass(frozen=True, slots=True)
-class Truncation:
+class Truncation(NamedTuple):
     """The part of the sampling parameters that shapes the distribution; rows of equal ones are processed together."""
 
     temperature: float
@@ -45,14 +44,20 @@ def process(logits: torch.Tensor, truncation: Truncation) -> torch.Tensor:
 
     `logits`: float32 (rows, vocabulary), left as they are. Temperature must be above 0. A new tensor of the same shape.
     """
-    scores = (logits - logits.amax(-1, keepdim=True)).div_(max(truncation.temperature, _SMALLEST_TEMPERATURE))
-    if 0 < truncation.top_k < scores.shape[-1]:
-        _cut(scores, scores, _kth_largest(scores, truncation.top_k))
+    scores = tempered(logits, truncation)
     if truncation.top_p < 1.0:
         p = scores.softmax(-1)
         _cut(scores, p, _nucleus_cut(p, truncation.top_p))
     if truncation.min_p > 0.0:
         scores.masked_fill_(scores < math.log(truncation.min_p), -math.inf)
+    return scores
+
+
+def tempered(logits: torch.Tensor, truncation: Truncation) -> torch.Tensor:
+    """`process` as far as temperature and top-k."""
+    scores = (logits - logits.amax(-1, keepdim=True)).div_(max(truncation.temperature, _SMALLEST_TEMPERATURE))
+    if 0 < truncation.top_k < scores.shape[-1]:
+        _cut(scores, scores, _kth_largest(scores, truncation.top_k))
     return scores
 
 
@@ -107,6 +112,13 @@ def _kth_largest(scores: torch.Tensor, k: int) -> torch.Tensor:
         place = scores.shape[-1] - k
         return torch.from_numpy(np.partition(scores.numpy(), place, axis=-1)[:, place : place + 1])
     return torch.topk(scores, k, dim=-1).values[:, -1:]
+
+
+def argmax(rows: torch.Tensor) -> torch.Tensor:
+    """The place of each row's largest value, of equals the first; of a NaN where there is one. int64 (rows,)."""
+    if rows.device.type == "cpu":
+        return torch.from_numpy(rows.numpy().argmax(-1))  # ten times as fast as torch's
+    return rows.argmax(-1)
 
 
 def top_support(scores: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:

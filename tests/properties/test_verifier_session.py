@@ -224,7 +224,7 @@ class Honest:
         position, guesses = branch.unsent()
         branch.sent = len(branch.ahead)
         tokens = tuple(guess.token for guess in guesses)
-        self.up.append((Draft(position=position, tokens=tokens, confirmed=len(branch.text)), branch.belief))
+        self.up.append((Draft(position=position, tokens=tokens, confirmed=branch.known), list(branch.belief)))
 
     def arrive(self) -> None:
         if not self.up:

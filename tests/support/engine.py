@@ -6,7 +6,6 @@ import asyncio
 import math
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from specfleet.core.errors import InternalError, PromptTooLong
 from specfleet.core.step import Alternative, Confidence, DraftDistribution, StepItem, StepResult, Stop
@@ -154,7 +153,7 @@ class FakeEngine:
         q = DraftDistribution((own,), (1.0,)) if item.want_q else None
         sure = _confidence(text) if item.want_confidence else None
         if sure is not None and item.want_runner_up:
-            sure = replace(sure, runner_up=_runner_up(text, own), runner_up_share=0.6)
+            sure = sure._replace(runner_up=_runner_up(text, own), runner_up_share=0.6)
         return StepResult(len(accepted), (*accepted, own), q=q, confidence=sure)
 
     def _pages(self, tokens: int) -> int:

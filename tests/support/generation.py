@@ -43,12 +43,16 @@ class Counter:
         self.requests.append(request)
         try:
             yield Started(request.request_id, self.model_name, "fixed:4", "fake verifier", self.name)
-            for index in range(len(request.output_token_ids), request.sampling.max_tokens):
-                if await self._fault(index):
+            first = len(request.output_token_ids)
+            fault = self.faults.pop(first, None)
+            for index in range(first, request.sampling.max_tokens):
+                if await self._meet(fault):
                     return
                 await asyncio.sleep(self.delay)
                 logprobs = (-float(index),) if request.sampling.logprobs else None
                 text = f"{index} "
+                # Taken before the token in front of it can be seen: whoever then leaves has left no fault to the next one.
+                fault = self.faults.pop(index + 1, None)
                 yield Tokens((index,), text, (KINDS[index % len(KINDS)],), logprobs, (len(text),))
             yield Tokens((), "!")
             speculation = Speculation()
@@ -58,9 +62,8 @@ class Counter:
         finally:
             self.closed += 1
 
-    async def _fault(self, index: int) -> bool:
+    async def _meet(self, fault: Fault | None) -> bool:
         """True where the stream is to end without a word."""
-        fault = self.faults.pop(index, None)
         if isinstance(fault, SpecfleetError):
             raise fault
         if fault == "die":

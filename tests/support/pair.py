@@ -56,7 +56,8 @@ class Reference:
         output: list[int] = []
         with torch.inference_mode():
             while len(output) < count:
-                logits = self.model(fed, past_key_values=cache_, use_cache=True).logits[:, -1]
+                # By place: transformers 5.24 calls it `cache`, those before `past_key_values`.
+                logits = self.model(fed, None, None, cache_, use_cache=True).logits[:, -1]
                 log_p = torch.log_softmax(warpers(ids, logits), -1)[0].numpy()
                 token = int(np.argmax(log_p + gumbel_reference(seed, len(text), vocabulary)))
                 output.append(token)

@@ -50,7 +50,7 @@ def settle(acceptance: float, draft: float, trip: float, verdicts: int = 40) -> 
     for _ in range(verdicts):
         step, seconds, tokens = (float(one[0]) for one in rounds(scenario, np.array([float(grants[-1].length)])))
         view.step_seconds.observe(step)
-        record.interval = seconds
+        record.told_before, record.told_at = 1.0, 1.0 + seconds
         if grants[-1].length:
             record.round_trip.observe(trip)
         outcome = ItemOutcome(1, 1, grants[-1].length, 0, max(1, round(tokens)), 0)
@@ -91,7 +91,7 @@ def test_no_length_is_above_twelve() -> None:
     policy.opened(record, 0.0)
     for _ in range(2000):
         record.acceptance = Known(float(rng.uniform(0.05, 0.97)))  # type: ignore[assignment]
-        record.interval = float(10.0 ** rng.uniform(-6, 4))
+        record.told_before, record.told_at = 1.0, 1.0 + float(10.0 ** rng.uniform(-6, 4))
         record.round_trip.observe(float(10.0 ** rng.uniform(-7, 3)))
         view.step_seconds.observe(float(10.0 ** rng.uniform(-5, 2)))
         outcome = ItemOutcome(1, 1, 4, 2, 3, 0)

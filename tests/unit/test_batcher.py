@@ -333,3 +333,14 @@ async def test_the_draft_model_says_nothing_beyond_its_context() -> None:
         drafting.close()
     assert {} == engine.texts
     assert target_rule([1] * 8) == reference([1] * 8, 1)[0]
+
+
+@pytest.mark.asyncio
+async def test_a_burst_is_as_many_steps_as_fit() -> None:
+    """One while no step was measured; then as the middle one of the newest says, within the most."""
+    async with running(FakeEngine(delay=0.02)) as batcher:
+        assert 1 == batcher.burst(1.0)
+        await batcher.line(GREEDY).draft([1, 2, 3], 3)
+        assert 1 == batcher.burst(0.001)
+        assert 2 <= batcher.burst(0.1) <= 5
+        assert 8 == batcher.burst(10.0)

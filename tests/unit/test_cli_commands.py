@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import select
 import signal
 import socket
 import subprocess
@@ -335,9 +336,10 @@ def test_chat_stops_a_reply_on_ctrl_c() -> None:
 
 
 def _read_until(descriptor: int, end: bytes) -> bytes:
-    found, deadline = b"", time.monotonic() + 20
+    found, deadline = b"", time.monotonic() + 60
     while end not in found:
-        assert time.monotonic() < deadline, found
+        readable, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
+        assert readable, found
         found += os.read(descriptor, 1)
     return found
 

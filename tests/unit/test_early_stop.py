@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from drafter.early_stop import EarlyStop, Features, Predictor, Watch, features, remember
+from drafter.early_stop import EarlyStop, Features, Predictor, Watch, features, remember, when_of_use
 from specfleet.core.step import Confidence, StepResult
 
 SURE = Confidence(chosen=0.95, entropy=0.2, margin=0.9, spread=0.7)
@@ -106,6 +106,15 @@ def test_a_draft_ends_where_it_is_too_doubtful() -> None:
 def test_a_branch_that_is_doubtful_already_ends_after_one_guess() -> None:
     """The chance that the guesses before it are right counts."""
     assert Watch(Predictor(), place=5, record=0.6, survival=0.4, least=0.5)(StepResult(confidence=SURE))
+
+
+def test_a_branch_is_judged_by_what_it_will_be_when_it_is_of_use() -> None:
+    """Behind the verifier by the guesses that it still lacks, each as good as its own or as usual; ahead as it is. A text
+    without guesses is certain, so the first one is made."""
+    assert 0.5**4 * 0.5**6 == pytest.approx(when_of_use(0.5**4, 4, lag=10.0, record=0.3))
+    assert 0.5**4 * 0.9**6 == pytest.approx(when_of_use(0.5**4, 4, lag=10.0, record=0.9))
+    assert 0.2 == when_of_use(0.2, 12, lag=10.0, record=0.6)
+    assert 1.0 == when_of_use(1.0, 0, lag=10.0, record=0.6)
 
 
 def test_a_prediction_takes_microseconds() -> None:

@@ -69,3 +69,27 @@ def test_a_large_crowd_drafts_at_once_where_it_is_far_away() -> None:
         for step in range(1, 6):
             governor.stepped(STEP, 8, True, step * STEP, far=far)
         assert governor.way is begins
+
+
+def while_it_goes(governor: Governor, way: Way, rate: float, now: float, most: float = 5.0) -> float:
+    """Steps that earn `rate` while the governor lets everybody go that way, `most` seconds. The time then."""
+    end = now + most
+    while governor.way is way and now < end:
+        now += STEP
+        governor.verdict(STEP, STEP)
+        governor.stepped(rate * STEP, 1, True, now)
+    return now
+
+
+@pytest.mark.parametrize(
+    ("tried", "after", "found"), [(6.7, 3.4, Way.FREE), (9.6, 8.0, Way.ALONE)], ids=["drifting", "steady"]
+)
+def test_a_trial_shows_no_more_than_what_drifts_beside_it(tried: float, after: float, found: Way) -> None:
+    """6.7 is more than the mean of 8 before and 3.4 after it, but so is one of these: what is usual goes on. 9.6 between 8 and
+    8 is better."""
+    governor = Governor()
+    now = while_it_goes(governor, Way.FREE, 8.0, 0.0)
+    now = while_it_goes(governor, Way.ALONE, tried, now)
+    while_it_goes(governor, Way.FREE, after, now, most=2.5)
+
+    assert governor.way is found

@@ -27,6 +27,20 @@ def test_a_speed_that_nobody_has_measured_for_long_is_forgiven() -> None:
     assert pace.told_draft_seconds(10.0 + 3 * FORGIVEN_SECONDS) == pytest.approx(0.01)
 
 
+def test_a_new_branch_overtakes_a_verifier_after_so_many_guesses() -> None:
+    """While n guesses are made and sent the verifier writes on: n = (round trip + step) / (step - guess). A drafter that is
+    hardly faster needs many, and whoever has measured nothing knows of none."""
+    pace = Pace()
+    assert pace.lag == 0.0
+    pace.round_trip.observe(0.06, 1.0)
+    pace.step_seconds.observe(0.01)
+    pace.draft_seconds.observe(0.003, 1.0)
+    assert pace.lag == pytest.approx(10.0)
+    pace.draft_seconds.observe(0.05, 1.0)
+    pace.draft_seconds.observe(0.05, 1.0)
+    assert pace.lag == pytest.approx(0.07 / 0.0005)
+
+
 def session(policy: str, mode: Mode) -> Scheduler:
     one = Scheduler(SchedulerConfig(speculation=policy))
     grant = one.open(1, known=10, computed=9, can_draft=True, now=5.0)

@@ -19,7 +19,7 @@ from scheduler.speculation.goodspeed import share_out
 from scheduler.step_time import StepProfile, StepTimeModel
 from scheduler.view import View
 from specfleet.core.errors import ConfigurationError
-from specfleet.core.types import LOCAL, Grant, Mode
+from specfleet.core.types import LOCAL, Grant, Mode, ServiceClass
 
 Vector = npt.NDArray[np.float64]
 
@@ -238,6 +238,29 @@ def test_fair_goodput_forgets_sessions_that_close() -> None:
     for session in sessions:
         one.closed(session)
     assert (0.0, 0.0, 0.0) == (one._earning, one._using, one._load)
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.75, 0.85])
+def test_a_pace_is_kept_with_the_least_work(rate: float) -> None:
+    """Where there is time for it, a session of a class gets the length of least GPU time a token, by trying them all; where
+    there is less, one that keeps the pace."""
+    profile = StepProfile(0.004, 2.5e-4, 5.5e-6)
+    fixed, token, context = profile.coefficients[:3]
+
+    def granted(pace: float) -> Grant:
+        one = record(0, rate, draft=0.04, trip=0.02, known=500)
+        one.service, one.first_at, one.due = ServiceClass("paced", tpot_seconds=1.0 / pace), 0.0, 2.0
+        one.emitted = int(pace)
+        policy = speculation.build("fair-goodput", view(one, profile=profile), RNG)
+        policy.opened(one, 0.5)
+        return policy.decided(one, ItemOutcome(0, 1, 0, 0, 1, 0), 1.0)
+
+    work = {n: (token * (1 + n) + context * 500) / expected_tokens(rate, n) for n in range(9)}
+    assert Grant(Mode.ROUND, min(work, key=work.__getitem__)) == granted(2.0)
+
+    quick = granted(16.0)
+    seconds = 0.02 + 0.04 * quick.length + fixed + token
+    assert quick.mode is Mode.ROUND and expected_tokens(rate, quick.length) / seconds >= 16.0
 
 
 @pytest.mark.parametrize("argument", ["x", "-1", "5", "nan"])

@@ -10,11 +10,12 @@ from torch import nn
 
 from drafter.config import DrafterConfig
 from drafter.early_stop import state_file
-from specfleet.core.errors import ConfigurationError
+from specfleet.core.errors import ConfigurationError, ModelLoadError
 from specfleet.core.step import StepItem
 from specfleet.core.types import SamplingParams
 from specfleet.engine import quantize
 from specfleet.engine.engine import EngineConfig, TorchEngine
+from specfleet.engine.model import load
 from specfleet.engine.quantize import Int4Linear, Int8Linear
 from support.pair import DRAFT
 
@@ -55,7 +56,7 @@ def test_a_quantized_model_mostly_writes_what_it_wrote(bits: str) -> None:
 
 def test_what_cannot_be_is_said() -> None:
     """Unknown widths, inputs that do not divide into groups, and formats that are not float32 on the CPU."""
-    with pytest.raises(ConfigurationError, match="'int2'; choose int8 or int4"):
+    with pytest.raises(ConfigurationError, match="'int2'; choose int8, int4 or auto"):
         TorchEngine(EngineConfig(model=str(DRAFT), quantize="int2"))
 
     class Odd(nn.Linear):
@@ -66,6 +67,17 @@ def test_what_cannot_be_is_said() -> None:
     Odd.dtype = torch.bfloat16
     with pytest.raises(ConfigurationError, match="from float32"):
         quantize.check("int8", Odd(32, 8))
+
+
+def test_auto_is_int8_on_the_cpu_where_the_model_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model whose logits int8 would spoil keeps its own weights; a format that int8 cannot start from does, too."""
+    assert "int8" == load(str(DRAFT), bits="auto").bits
+    assert load(str(DRAFT), dtype="bfloat16", bits="auto").bits is None
+    monkeypatch.setitem(quantize.TOLERANCE, "int8", 0.0)
+    assert load(str(DRAFT), bits="auto").bits is None
+    with pytest.raises(ModelLoadError, match="differ"):
+        load(str(DRAFT), bits="int8")
+    assert (None,) == quantize.choices("auto", torch.device("meta"))
 
 
 def test_lookup_has_no_model_to_quantize_or_to_mix_with() -> None:

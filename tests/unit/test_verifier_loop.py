@@ -107,7 +107,7 @@ async def test_an_error_that_is_a_timeout_is_not_taken_for_a_slow_reader() -> No
 
         async def late() -> None:
             for session in one.loop._sessions.values():
-                session.outbox.put_nowait(DeadlineExceeded("out of time"))
+                session.outbox.put(DeadlineExceeded("out of time"))
 
         with pytest.raises(DeadlineExceeded, match="out of time"):
             await asyncio.wait_for(one.verifier.serve(Reader(late), "me"), 10)
