@@ -7,14 +7,16 @@ measures step times and drafting speed, `specfleet bench` the fleet, under targe
 then the simulator plays the same with that round's profiles and the acceptance that the fleet had. Nothing is fitted to the
 fleet's speed. The figures are medians over rounds of simulated over live: the machine is not the same from one to the next.
 
-What the simulator leaves out shows here as too fast: the daemons' own work for each message and step, and that verifier and
-drafter share two cores.
+Verifier, drafter and load share this machine, which the simulator is told (`hosts`): how many processors there are, that both
+engines use all of them, and what a message costs a daemon. That is the drafter's processor time under target-only decoding,
+where all it does is to take verdicts and pass them on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -37,8 +39,8 @@ from specfleet.cli.processes import DaemonProcess
 ANY = "127.0.0.1:0"
 POLICIES = ("none", "fixed:4")
 STREAMS, TOKENS = 8, 64
-ROUND_TRIP = 0.001
-"""Seconds: loopback, and gRPC on both sides."""
+ROUND_TRIP = 0.0001
+"""Seconds: loopback; what both sides do for a message comes on top."""
 LONGEST = 600
 """Seconds in which all requests are certainly issued."""
 PROMPT_TOKENS = {"uniform": [16, 160]}
@@ -51,6 +53,8 @@ class Sides:
 
     live: dict[str, Any]
     simulated: dict[str, Any]
+    message_seconds: float
+    """What a message cost a daemon."""
 
     def ratio(self, *path: str) -> float:
         """Simulated over live."""
@@ -93,6 +97,7 @@ def _report(rounds: Sequence[dict[str, Sides]]) -> int:
         report.figures[name] = {
             "tokens_per_s": [(one.live["tokens_per_s"], one.simulated["tokens_per_s"]) for one in own],
             "tpot_p50_s": [(one.live["tpot_s"]["p50"], one.simulated["tpot_s"]["p50"]) for one in own],
+            "message_s": [one.message_seconds for one in own],
             "ttft_p50_s": [(one.live["ttft_s"]["p50"], one.simulated["ttft_s"]["p50"]) for one in own],
         }
         accepted = [_median(one.live["acceptance_rate"] for one in own), ""]
@@ -126,18 +131,27 @@ def measure(requests: int, seconds: float, prompts: Path) -> dict[str, Sides]:
         run("profile", "--model", target, "--out", str(steps), "--seconds", str(seconds))
         run("profile", "--model", draft, "--drafter", "--out", str(drafts), "--seconds", str(seconds / 2.0))
         for name in POLICIES:
-            with fleet(name) as server:
-                run(*_load(server, STREAMS, prompts))  # warm
-                live = json.loads(run(*_load(server, requests, prompts)).splitlines()[-1])
-            found[name] = Sides(
-                live, simulated(name, json.loads(steps.read_text()), json.loads(drafts.read_text()), live, requests)
-            )
+            with fleet(name) as drafter:
+                run(*_load(drafter.address, STREAMS, prompts))  # warm
+                before = cpu_seconds(drafter.process.pid)
+                live = json.loads(run(*_load(drafter.address, requests, prompts)).splitlines()[-1])
+                if name == "none":
+                    # A verdict comes and is passed on.
+                    message = (cpu_seconds(drafter.process.pid) - before) / (2 * live["tokens"])
+            profiles = json.loads(steps.read_text()), json.loads(drafts.read_text())
+            found[name] = Sides(live, simulated(name, *profiles, live, requests, message), message)
     return found
 
 
+def cpu_seconds(process: int) -> float:
+    """That a process has used so far, in all its threads."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 @contextmanager
-def fleet(name: str) -> Iterator[str]:
-    """The shipped pair under a policy; the drafter's address."""
+def fleet(name: str) -> Iterator[DaemonProcess]:
+    """The shipped pair under a policy; its drafter."""
     with ExitStack() as stack:
 
         def daemon(*words: str) -> DaemonProcess:
@@ -146,7 +160,7 @@ def fleet(name: str) -> Iterator[str]:
             return process
 
         verifier = daemon("verifier", "--model", str(MODELS / "tiny-target"), "--speculation", name)
-        yield daemon("drafter", "--model", str(MODELS / "tiny-draft"), "--verifier", verifier.address).address
+        yield daemon("drafter", "--model", str(MODELS / "tiny-draft"), "--verifier", verifier.address)
 
 
 def _load(server: str, requests: int, prompts: Path) -> tuple[str, ...]:
@@ -161,12 +175,15 @@ def run(*words: str) -> str:
 
 
 def simulated(
-    name: str, steps: dict[str, Any], drafts: dict[str, Any], live: dict[str, Any], requests: int
+    name: str, steps: dict[str, Any], drafts: dict[str, Any], live: dict[str, Any], requests: int, message: float
 ) -> dict[str, Any]:
-    """The same workload, request for request, with these profiles and the live fleet's acceptance."""
+    """The same workload, request for request, with these profiles, messages that cost so many seconds, and the live fleet's
+    acceptance."""
     rate = live["acceptance_rate"]
+    here = {"host": "here", "threads": os.cpu_count()}
     document = {
         "duration": LONGEST,
+        "hosts": {"here": {"processors": os.cpu_count(), "message_seconds": message}},
         "tiers": {
             "drafter": {
                 "count": 1,
@@ -174,9 +191,10 @@ def simulated(
                 "together": dict(zip(drafts["batches"], drafts["seconds_per_token"], strict=True)),
                 "acceptance": 0.0 if rate is None else each(rate, 4),
                 "network": {"round_trip": ROUND_TRIP},
+                **here,
             }
         },
-        "verifiers": {"verifier": {"profile": {key: one for key, one in steps.items() if key != "source"}}},
+        "verifiers": {"verifier": {"profile": {key: one for key, one in steps.items() if key != "source"}, **here}},
         "workload": {"closed_loop": {"requests": requests}, "prompt_tokens": PROMPT_TOKENS, "output_tokens": TOKENS},
     }
     played = play(checked(document, Path("congruence.yaml")), policy(name), 0)

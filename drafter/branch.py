@@ -143,6 +143,12 @@ class Branch:
         self.survival *= math.prod([guess.chance for guess in kept])
         return len(tokens) - behind
 
+    def contradicts(self, base: int, version: int, tokens: Sequence[int]) -> bool:
+        """Whether `tokens`, guessed for positions from `base` on when the branch had `version`, are of no use by now. Reads
+        only: the engine's thread may ask, and an answer that is a moment old is good enough."""
+        said = self.belief[base : min(self.known, base + len(tokens))]
+        return version != self.version or said != list(tokens[: len(said)])
+
     def drop(self) -> int:
         """Forget all guesses; returns how many."""
         count = len(self.ahead)

@@ -72,6 +72,7 @@ class DraftingSession:
         "_changed",
         "_clock",
         "_connection",
+        "_drafted",
         "_early",
         "_grant",
         "_granted_at",
@@ -137,6 +138,8 @@ class DraftingSession:
         self._answered = -1
         """In ROUND: length of the confirmed text for which the draft is complete."""
         self._answered_at = 0.0
+        self._drafted = 0
+        """Guesses in that draft."""
         self._stopped = False
         """That draft ended before the grant, since more would not have paid."""
         self._sent_at = 0.0
@@ -309,11 +312,20 @@ class DraftingSession:
         return self._pace.least_survival(self._grant.token_cost)
 
     def _hopeless(self, survival: float, count: int) -> bool:
-        """Whether a branch of `count` guesses ahead, right with chance `survival`, is too doubtful for one more."""
-        if self._grant.mode is Mode.STREAM:
-            survival = when_of_use(survival, count, self._pace.lag, self._ledger.record)
+        """Whether a branch of `count` guesses ahead, right with chance `survival`, is too doubtful for one more. In ROUND
+        those of one draft are made together: only a whole one lets the verifier begin its round at once."""
+        if self._grant.mode is Mode.ROUND:
+            behind = count - self._drafted - 1  # the round's draft, and a guess at the verdict's own token
+            if behind > 0 and behind % (self._length + 1):
+                return False
         near = 0.0 < self._pace.round_trip.value < NEAR_SECONDS
-        return survival < (LEAST_AHEAD_NEAR if near else LEAST_AHEAD)
+        return self._when_of_use(survival, count) < (LEAST_AHEAD_NEAR if near else LEAST_AHEAD)
+
+    def _when_of_use(self, survival: float, count: int) -> float:
+        """The chance that such a branch will be right when it can be of use: in STREAM that is ahead of the verifier."""
+        if self._grant.mode is not Mode.STREAM:
+            return survival
+        return when_of_use(survival, count, self._pace.lag, self._ledger.record)
 
     def _bound(self, grant: Grant) -> int:
         """How far beyond the confirmed text to guess: what one step may verify and the token it adds, and what is guessed
@@ -359,17 +371,16 @@ class DraftingSession:
         return self._ledger.watch(len(branch.ahead), branch.survival, least)
 
     def _stop(self, watch: Watch | None) -> Stop:
-        """True once no more guesses are wanted: they became too doubtful, or a verdict dropped the branch they are for."""
-        branch, version, answers = self._branch, self._branch.version, self._unanswered
+        """True once no more guesses are wanted: they became too doubtful, or the text says otherwise meanwhile."""
+        branch, answers = self._branch, self._unanswered
+        base, version = branch.end, branch.version
+        made: list[int] = []
 
         def stop(guess: StepResult) -> bool:
-            if watch is None:
-                return branch.version != version
-            return (
-                watch(guess)
-                or branch.version != version
-                or (not answers and self._hopeless(watch.survival, watch.place))
-            )
+            made.append(guess.tokens[-1])
+            if branch.contradicts(base, version, made):
+                return True
+            return watch is not None and (watch(guess) or (not answers and self._hopeless(watch.survival, watch.place)))
 
         return stop
 
@@ -383,9 +394,12 @@ class DraftingSession:
 
     async def _send_rest(self, stream: ClientStream) -> None:
         """Send what was not sent yet; in ROUND with the word that no more will come, once per round, unless the verifier had
-        all of the round before and has not waited."""
+        all of the round before and has not waited. In STREAM nothing of a branch that will hardly be of use: each message
+        takes the verifier's time."""
         branch, grant, unanswered = self._branch, self._grant, self._unanswered
         if grant.mode is Mode.LOCAL or not (unanswered or branch.sent < len(branch.ahead)):
+            return
+        if grant.mode is Mode.STREAM and self._when_of_use(branch.survival, len(branch.ahead)) < LEAST_AHEAD:
             return
         last = unanswered and (branch.sent < grant.length or not grant.length)
         position, guesses = branch.unsent()
@@ -394,6 +408,7 @@ class DraftingSession:
         now = self._clock()
         if unanswered:
             self._answered, self._answered_at = branch.known, now
+            self._drafted = min(branch.sent + len(guesses), grant.length)
             self._stopped = len(branch.ahead) < self._length and self._enough()
         if not guesses and not last:
             return

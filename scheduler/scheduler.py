@@ -301,8 +301,8 @@ class Scheduler:
     def _grant(self, record: SessionRecord, grant: Grant, now: float) -> Grant:
         if grant.mode is not Mode.LOCAL:
             grant = Grant(grant.mode, grant.length, self._alternatives, self._token_cost)
-            record.told.append((record.known, now))
         record.grant = grant
+        record.told.append((record.known, now))
         if grant.mode is Mode.ROUND:
             record.draft_deadline = now + self._patience(record)
         self._queue.place(record, now)

@@ -51,8 +51,8 @@ class SessionRecord:
     drafts: bool = False
     """Its drafter has sent something."""
     told: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=MOST_TOLD))
-    """Length of the text, and when it was told, for the verdicts that asked for drafts and of which its drafter has shown no
-    sign yet."""
+    """Length of the text, and when it was told, for the verdicts of which its drafter has shown no sign yet; but for those
+    that leave it in LOCAL, where it sends no draft that could show any."""
     draft_deadline: float = 0.0
     """In ROUND: when to stop waiting for the draft."""
     acceptance: Acceptance = field(default_factory=lambda: Acceptance(AcceptancePool()))

@@ -12,7 +12,7 @@ import asyncio
 import heapq
 import selectors
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
 from contextvars import Context, copy_context
 from typing import Any, TypeVar
 
@@ -71,9 +71,45 @@ def _nothing() -> None:
     pass
 
 
-def _wake(future: asyncio.Future[None]) -> None:
+def wake(future: asyncio.Future[None]) -> None:
+    """Whoever waits for it, if anybody still does."""
     if not future.done():
         future.set_result(None)
+
+
+class Nap:
+    """What a task waits for until a moment: a future that nobody else sees, so that the timer itself goes on with the task,
+    instead of setting a result that asks the loop to do so in its next turn."""
+
+    __slots__ = ("_asyncio_future_blocking", "_cancelled", "_context", "_loop", "_timer", "_wakeup", "_when")
+
+    def __init__(self, loop: VirtualLoop, when: float) -> None:
+        self._loop = loop
+        self._when = when
+        self._cancelled = False
+
+    def __await__(self) -> Generator[Nap, None, None]:
+        self._asyncio_future_blocking = True
+        yield self
+
+    def get_loop(self) -> VirtualLoop:
+        return self._loop
+
+    def add_done_callback(self, wakeup: Callable[[Nap], object], *, context: Context) -> None:
+        self._wakeup, self._context = wakeup, context
+        self._timer = self._loop.call_at(self._when, wakeup, self, context=context)
+
+    def result(self) -> None:
+        if self._cancelled:
+            raise asyncio.CancelledError
+
+    def cancel(self, msg: object = None) -> bool:
+        if self._cancelled or not self._timer.waits:
+            return False
+        self._cancelled = True
+        self._timer.cancel()
+        self._loop.call_soon(self._wakeup, self, context=self._context)
+        return True
 
 
 def sleep(seconds: float) -> Awaitable[None]:
@@ -120,6 +156,12 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._now
 
+    def get_debug(self) -> bool:
+        return False  # every future asks
+
+    def create_future(self) -> asyncio.Future[Any]:
+        return asyncio.Future(loop=self)
+
     def call_soon(  # type: ignore[override]
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> _Call:
@@ -145,11 +187,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         heapq.heappush(self._timers, (when, self._asked, call))
         return call
 
-    def nap(self, seconds: float) -> asyncio.Future[None]:
+    def nap(self, seconds: float) -> Nap:
         """As asyncio.sleep, with less around it: await it at once."""
-        future: asyncio.Future[None] = self.create_future()
-        self.call_at(self._now + seconds, _wake, future, context=BARE)
-        return future
+        return Nap(self, self._now + seconds)
 
     def _run_once(self) -> None:
         """Everything that can run now; if that is nothing, what the next moment brings."""

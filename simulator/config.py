@@ -102,6 +102,14 @@ class Availability(Section):
         return self
 
 
+class HostOf(Section):
+    """A machine that several daemons run on."""
+
+    processors: Positive
+    message_seconds: Seconds = 0.0
+    """Of one processor, that a daemon takes to send or to receive a message."""
+
+
 class Tier(Section):
     """Drafters made from one template."""
 
@@ -134,6 +142,10 @@ class Tier(Section):
     cold_start: Seconds = 0.0
     """Seconds that its first draft takes longer."""
     availability: Availability | None = None
+    host: str = ""
+    """The machine of `hosts` that all its drafters, and their users' programs, run on; else each has one of its own."""
+    threads: Positive = 1.0
+    """Threads that its drafting speed was measured with."""
     prompt_tokens: DrawnCount | None = None
     output_tokens: DrawnCount | None = None
     """Of its requests, where they differ from the workload's."""
@@ -200,6 +212,10 @@ class VerifierGroup(Section):
     profiled: bool = True
     """Whether the verifier was started with its profile; else it learns from steps."""
     draft_wait_seconds: Positive = 1.0
+    host: str = ""
+    """The machine of `hosts` that all of the group run on; else each has one of its own."""
+    threads: Positive = 1.0
+    """Threads of that machine that its profile was measured with."""
 
     @model_validator(mode="after")
     def _timed(self) -> VerifierGroup:
@@ -360,6 +376,7 @@ class Simulation(Section):
     tiers: Annotated[dict[str, Tier], Field(min_length=1)]
     verifiers: Annotated[dict[str, VerifierGroup], Field(min_length=1)]
     workload: Workload
+    hosts: dict[str, HostOf] = {}
     classes: dict[str, Class] = {}
     faults: tuple[Fault, ...] = ()
     costs: Costs | None = None
@@ -379,6 +396,10 @@ class Simulation(Section):
             if name and name not in self.classes:
                 there = f"one of {', '.join(self.classes)}" if self.classes else "empty, for there are no classes"
                 raise ValueError(f"{where} is {name!r}, must be {there}{nearest(name, self.classes)}")
+        for where, name in self._hosted:
+            if name and name not in self.hosts:
+                there = f"one of {', '.join(self.hosts)}" if self.hosts else "empty, for there are no hosts"
+                raise ValueError(f"{where} is {name!r}, must be {there}{nearest(name, self.hosts)}")
         for number, fault in enumerate(self.faults):
             for kind, known in (("crash", self.verifier_names), ("cut", self.tiers), ("slow", self.tiers)):
                 name = getattr(fault, kind)
@@ -387,6 +408,12 @@ class Simulation(Section):
                         f"faults.{number}.{kind} is {name!r}, must be one of {', '.join(known)}{nearest(name, known)}"
                     )
         return self
+
+    @property
+    def _hosted(self) -> list[tuple[str, str]]:
+        """Key and value of every `host`."""
+        tiers = [(f"tiers.{name}.host", tier.host) for name, tier in self.tiers.items()]
+        return tiers + [(f"verifiers.{name}.host", group.host) for name, group in self.verifiers.items()]
 
     @property
     def verifier_names(self) -> list[str]:

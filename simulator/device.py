@@ -20,6 +20,7 @@ from scheduler.draft_time import DraftProfile
 from simulator.config import Availability, Tier
 from simulator.counters import Row, Tally
 from simulator.faults import KEEPALIVE_SECONDS
+from simulator.host import EventLoop, Host
 from simulator.links import Link, Way
 from simulator.recorded import Recorded, Text
 from simulator.sites import Site
@@ -81,6 +82,10 @@ class Drift:
         return min(1.0, max(0.0, self.base + change))
 
 
+def _heard() -> None:
+    """A user's program has read what came."""
+
+
 def profile(tier: Tier) -> DraftProfile | None:
     """How fast it drafts several texts at a time, if it can."""
     batches = dict(sorted(tier.together.items()))
@@ -107,10 +112,13 @@ class Device:
         clock: Clock,
         digest: bytes,
         faulty: bool = False,
+        host: Host | None = None,
+        message_seconds: float = 0.0,
     ) -> None:
         """`drafts`: whether anybody does under this policy; `ahead`: of a verdict, too. `texts`: where its guesses are right,
         if that was recorded. `shared`: it may have more than one generation at a time. `window`: the seconds of the run that
-        count. `faulty`: verifiers may be lost, for good, too."""
+        count. `faulty`: verifiers may be lost, for good, too. `host`: the machine that it shares with others, where a message
+        takes `message_seconds`."""
         network = tier.network
         half = network.round_trip.draw(rng) / 2.0
         up = network.up.draw(rng) if network.up is not None else half
@@ -130,7 +138,12 @@ class Device:
             cold_start=tier.cold_start,
             together=profile(tier),
             confidence=tier.confidence,
+            host=host,
+            threads=tier.threads,
         )
+        self._daemon = EventLoop(host, message_seconds) if host is not None else None
+        self._users = EventLoop(host, message_seconds) if host is not None else None
+        """Their programs, which are told of every verdict."""
         self.tokens = 0
         """Delivered in the window."""
         self.busy = 0.0
@@ -236,7 +249,7 @@ class Device:
         def session(opening: Open) -> DraftingSession:
             site, pace = pick(), self._pace
             row.verifier = site.name
-            link = Link(site, self.identity, self.up, self.down)
+            link = Link(site, self.identity, self.up, self.down, self._daemon)
             self._drop(links[-1:])
             links.append(link)
             self._links[link] = None
@@ -295,6 +308,8 @@ class Device:
         if self._window[0] <= now <= self._window[1]:
             self.tokens += count
         self._sink.round(now, row, verdict)
+        if self._daemon is not None and self._users is not None:
+            self._daemon.handle(self._users.handle, _heard)
 
     def _begin(self) -> None:
         if not self._active:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
@@ -21,6 +21,8 @@ class BatchShape(StepShape):
 
 
 StepSeconds = Callable[[BatchShape], float]
+Work = Callable[[float], Awaitable[None]]
+"""Waits while so many seconds of work are done."""
 NOTHING = StepResult()
 
 
@@ -38,12 +40,21 @@ class ModelledEngine:
 
     page_size = PAGE_SIZE
 
-    def __init__(self, step_seconds: StepSeconds, total_pages: int = 1_000_000, *, prefix_cache: bool = False) -> None:
+    def __init__(
+        self,
+        step_seconds: StepSeconds,
+        total_pages: int = 1_000_000,
+        *,
+        prefix_cache: bool = False,
+        work: Work = sleep,
+    ) -> None:
+        """`work`: lets a step's seconds pass."""
         self.total_pages = total_pages
         self.busy_seconds = 0.0
         self.steps = 0
         self.pages = PagePool(total_pages, self.page_size, prefix_cache)
         self._step_seconds = step_seconds
+        self._work = work
         self._sequences: dict[int, _Sequence] = {}
 
     @property
@@ -73,7 +84,7 @@ class ModelledEngine:
         results = [self._one(item) for item in items]
         self.busy_seconds += seconds
         self.steps += 1
-        await sleep(seconds)
+        await self._work(seconds)
         return results
 
     def _shape(self, items: Sequence[StepItem]) -> BatchShape:

@@ -9,6 +9,7 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 from simulator.clock import BARE
+from simulator.host import EventLoop
 from simulator.sizes import size
 from specfleet.core.errors import ConnectionError_, SpecfleetError
 from specfleet.core.mailbox import Mailbox
@@ -58,9 +59,18 @@ class Way:
 class Pipe:
     """One direction of one stream: messages arrive in order."""
 
-    __slots__ = ("_arrived", "_broken", "_last", "_loop", "_way", "get")
+    __slots__ = ("_arrived", "_broken", "_last", "_loop", "_receiver", "_sender", "_way", "get")
 
-    def __init__(self, way: Way, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        way: Way,
+        loop: asyncio.AbstractEventLoop,
+        sender: EventLoop | None = None,
+        receiver: EventLoop | None = None,
+    ) -> None:
+        """`sender`, `receiver`: whose time its messages take, where that is modelled."""
+        self._sender = sender
+        self._receiver = receiver
         self._way = way
         self._loop = loop
         self._arrived: Mailbox[Any] = Mailbox()
@@ -70,6 +80,12 @@ class Pipe:
         """The next message. One reader at a time."""
 
     def put(self, message: Any, count: int) -> None:
+        if self._sender is None:
+            self._send(message, count)
+        else:
+            self._sender.handle(self._send, message, count)
+
+    def _send(self, message: Any, count: int) -> None:
         at = self._way.arrival(self._loop.time(), count)
         if at > self._last:
             self._last = at
@@ -82,6 +98,12 @@ class Pipe:
         self._arrived.put(message)
 
     def _arrive(self, message: Any) -> None:
+        if self._receiver is None:
+            self._deliver(message)
+        else:
+            self._receiver.handle(self._deliver, message)
+
+    def _deliver(self, message: Any) -> None:
         if not self._broken:
             self._arrived.put(message)
 
@@ -91,14 +113,15 @@ class Link:
 
     __slots__ = ("_down", "_identity", "_serving", "_site", "_up", "sent")
 
-    def __init__(self, site: Site, identity: str, up: Way, down: Way) -> None:
+    def __init__(self, site: Site, identity: str, up: Way, down: Way, own: EventLoop | None = None) -> None:
+        """`own`: the drafter's, where its time is modelled."""
         loop = asyncio.get_running_loop()
         self.sent = 0
         """Drafted tokens."""
         self._site = site
         self._identity = identity
-        self._up = Pipe(up, loop)
-        self._down = Pipe(down, loop)
+        self._up = Pipe(up, loop, own, site.event_loop)
+        self._down = Pipe(down, loop, site.event_loop, own)
         self._serving: asyncio.Task[None] | None = None
 
     @property

@@ -19,6 +19,7 @@ from simulator.clock import VirtualLoop
 from simulator.config import Simulation
 from simulator.counters import Row, Tally
 from simulator.device import Device
+from simulator.host import Host
 from simulator.outages import outage
 from simulator.recorded import read_acceptance
 from simulator.sites import DIGEST, Frontend, Site, build, drafters
@@ -143,8 +144,11 @@ class _Run:
         assert isinstance(loop, VirtualLoop)
         self._failure, self._ended = loop.create_future(), loop.create_future()
         verifiers, fleet, routes, work, due = np.random.SeedSequence(self._seed).spawn(5)
-        sites = build(config, self._policy, verifiers, self._folder, self._tally, self._sink, loop.time, self._failed)
-        devices = self._devices(fleet)
+        hosts = {name: Host(one.processors) for name, one in config.hosts.items()}
+        sites = build(
+            config, self._policy, verifiers, self._folder, self._tally, self._sink, loop.time, self._failed, hosts
+        )
+        devices = self._devices(fleet, hosts)
         frontend = Frontend(sites, config.routing, np.random.default_rng(routes), loop.time)
         self._requests = Requests(config.workload, _random(work))
         self._issue(devices, frontend, _random(due))
@@ -179,7 +183,7 @@ class _Run:
             loop.events,
         )
 
-    def _devices(self, seeds: np.random.SeedSequence) -> list[Device]:
+    def _devices(self, seeds: np.random.SeedSequence, hosts: dict[str, Host]) -> list[Device]:
         config, clock_ = self._config, asyncio.get_running_loop().time
         closed = config.workload.closed_loop is not None
         named = {tier.acceptance_trace for tier in config.tiers.values() if tier.acceptance_trace}
@@ -200,6 +204,8 @@ class _Run:
                 clock=clock_,
                 digest=DIGEST,
                 faulty=bool(config.faults),
+                host=hosts.get(tier.host),
+                message_seconds=config.hosts[tier.host].message_seconds if tier.host else 0.0,
             )
             for number, ((name, tier), own) in enumerate(
                 zip(drafters(config), seeds.spawn(config.drafters), strict=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,11 @@ from scheduler import SchedulerConfig, routing
 from scheduler.identities import Share
 from scheduler.step_time import UNPROFILED
 from simulator.baselines import Policy
+from simulator.clock import sleep
 from simulator.config import Simulation, Tier, VerifierGroup
 from simulator.counters import Tally
 from simulator.engine import BatchShape, ModelledEngine
+from simulator.host import EventLoop, Host
 from simulator.links import Link
 from simulator.machine import Machine
 from simulator.text import VOCABULARY
@@ -45,12 +48,15 @@ class Site:
         watch: Watch,
         make: Callable[[], Process],
         failed: Callable[[asyncio.Task[None]], None],
+        event_loop: EventLoop | None = None,
     ) -> None:
         """`make` starts it with nothing in its memory; `failed` is told when its loop ends."""
         self.name = name
         self.group = group
         self.gpus = gpus
         self.watch = watch
+        self.event_loop = event_loop
+        """Where what messages cost it is modelled."""
         self.up = False
         self.links: dict[Link, None] = {}
         """Calls that it serves, in the order in which they came."""
@@ -91,6 +97,7 @@ def build(
     sink: Sink,
     clock: Clock,
     failed: Callable[[asyncio.Task[None]], None],
+    hosts: Mapping[str, Host],
 ) -> list[Site]:
     """All verifiers, running; `failed` is told when one's loop ends. To be called within the event loop."""
     shares = {name: Share(weight=tier.weight) for name, tier in config.tiers.items() if tier.identity == "tier"}
@@ -101,12 +108,13 @@ def build(
     }
     sites = []
     for name, group in config.verifiers.items():
-        machine = group.machine(folder)
+        machine, host = group.machine(folder), hosts.get(group.host)
         for number in range(group.count):
             own = f"{name}-{number}" if group.count > 1 else name
             watch = Watch(own, tally, sink, clock)
-            make = _maker(own, group, machine, config, policy, shares, seeds.spawn(1)[0], watch, clock)
-            sites.append(Site(own, name, group.gpus, watch, make, failed))
+            make = _maker(own, group, machine, config, policy, shares, seeds.spawn(1)[0], watch, clock, host)
+            messages = EventLoop(host, config.hosts[group.host].message_seconds) if host is not None else None
+            sites.append(Site(own, name, group.gpus, watch, make, failed, messages))
     return sites
 
 
@@ -127,6 +135,7 @@ def _maker(
     seed: np.random.SeedSequence,
     watch: Watch,
     clock: Clock,
+    host: Host | None,
 ) -> Callable[[], Process]:
     policy_seed, noise_seed = seed.spawn(2)
     settings = SchedulerConfig(
@@ -144,8 +153,10 @@ def _maker(
     limits = Limits(max_sessions=group.max_sessions, kv_tokens=group.kv_tokens, idle_seconds=1e9)
     model = ModelInfo("modelled", VOCABULARY, DIGEST, CONTEXT, (), service_classes=config.service_classes)
 
+    work = sleep if host is None else partial(host.work, threads=group.threads)
+
     def make() -> Process:
-        engine = ModelledEngine(step_seconds, pages, prefix_cache=group.prefix_cache)
+        engine = ModelledEngine(step_seconds, pages, prefix_cache=group.prefix_cache, work=work)
         loop = BatchLoop(engine, policy.scheduler(settings), clock, watch)
         return Verifier(loop, model, TABLE, {}, limits, name), loop, engine
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 from drafter.speculators import Guess
 from scheduler.draft_time import DraftProfile
 from simulator.clock import sleep
+from simulator.host import Host
 from simulator.recorded import Recorded
 from simulator.text import TOKENS, VOCABULARY, Truth
 from specfleet.core.step import Confidence, StepResult, Stop
@@ -49,9 +50,11 @@ class ModelledSpeculator:
         "cold_start",
         "confidence",
         "draft_seconds",
+        "host",
         "machine",
         "rng",
         "seconds",
+        "threads",
         "together",
     )
 
@@ -68,10 +71,13 @@ class ModelledSpeculator:
         cold_start: float = 0.0,
         together: DraftProfile | None = None,
         confidence: float | None = None,
+        host: Host | None = None,
+        threads: float = 1.0,
     ) -> None:
         """`acceptance` by time: the chance that a guess is right, given that those before it are. `shared`: more than one
         generation at a time may draft here. `cold_start`: seconds that the first draft of all takes longer. `together`:
-        seconds per token by how many draft at once, instead of `draft_seconds`. `confidence`: see Tier."""
+        seconds per token by how many draft at once, instead of `draft_seconds`. `confidence`: see Tier. `host`: whose
+        processors it shares, on so many `threads`."""
         self.acceptance = acceptance
         self.draft_seconds = draft_seconds
         self.rng = rng
@@ -82,9 +88,15 @@ class ModelledSpeculator:
         self.machine = asyncio.Lock() if shared and together is None else None
         self.together = together
         self.confidence = confidence
+        self.host = host
+        self.threads = threads
         self.active = 0
         """Generations that draft just now."""
         self.clock = asyncio.get_running_loop().time
+
+    def work(self, seconds: float) -> Awaitable[None]:
+        """Lets them pass. Who draft together share the threads of one engine."""
+        return sleep(seconds) if self.host is None else self.host.work(seconds, self.threads / max(1, self.active))
 
     def run(self, count: int) -> int:
         """How many of the next `count` guesses are right before the first that is not: one draw for all of them."""
@@ -181,7 +193,7 @@ class ModelledDrafting:
         seconds = tokens * each + warming
         start = own.clock()
         try:
-            await sleep(seconds)
+            await own.work(seconds)
         except asyncio.CancelledError:
             spent = own.clock() - start
             own.seconds += spent
@@ -195,10 +207,10 @@ class ModelledDrafting:
     async def score(self, text: Sequence[int], count: int) -> int | None:
         own = self._speculator
         if own.machine is None:
-            await sleep(own.draft_seconds)
+            await own.work(own.draft_seconds)
         else:
             async with own.machine:
-                await sleep(own.draft_seconds)
+                await own.work(own.draft_seconds)
         own.seconds += own.draft_seconds
         rate = own.acceptance(own.clock())
         return sum(own.rng.random() < rate for _ in range(count))

@@ -246,13 +246,22 @@ class Session:
         self._left = 0
         self.computed = position + len(committed) - 1
         self._complete = False
-        kept = slice(len(committed))
-        logprobs = None if result.logprobs is None else result.logprobs[kept]
-        top = None if result.top_logprobs is None else result.top_logprobs[kept]
+        logprobs = None if result.logprobs is None else result.logprobs[: len(committed)]
+        likeliest = None if result.top_logprobs is None else result.top_logprobs[: len(committed)]
         beside = result.alternative and len(committed) > accepted
-        mode, grant = self.mode, UNDECIDED[self.mode]
+        mode = self.mode
         return Verdict(
-            position, committed, drafted, accepted, grant, mode, logprobs, trimmed, alternatives, beside, top
+            position,
+            committed,
+            drafted,
+            accepted,
+            UNDECIDED[mode],
+            mode,
+            logprobs,
+            trimmed,
+            alternatives,
+            beside,
+            likeliest,
         )
 
     def _until_end(self, tokens: tuple[int, ...]) -> tuple[int, ...]:

@@ -139,7 +139,10 @@ class Verifier:
         session = self._admitted(opening, identity, checked=False)
         try:
             yield await self._opened(session)
-            async for message in self._messages(session):
+            finished = False
+            while not finished:
+                message = await self._next(session)
+                finished = isinstance(message, Finished)
                 yield message
         finally:
             self._loop.withdraw(session)
@@ -172,7 +175,10 @@ class Verifier:
     async def _write(self, session: Session, stream: ServerStream) -> None:
         await stream.send(await self._opened(session))
         lane, now = f"session {session.number}", asyncio.get_running_loop().time
-        async for message in self._messages(session):
+        finished = False
+        while not finished:
+            message = await self._next(session)
+            finished = isinstance(message, Finished)
             if self._tracer is not None and isinstance(message, Verdict):
                 self._traced(self._tracer, message, lane)
             session.sending_since = now()
@@ -200,14 +206,13 @@ class Verifier:
             waited_seconds=self._loop.waited(session),
         )
 
-    async def _messages(self, session: Session) -> AsyncIterator[Verdict | Finished]:
-        while True:
-            message = await session.outbox.get()
-            if isinstance(message, SpecfleetError):
-                raise message
-            yield message
-            if isinstance(message, Finished):
-                return
+    @staticmethod
+    async def _next(session: Session) -> Verdict | Finished:
+        """What its owner is told next. Raises what ends it."""
+        message = await session.outbox.get()
+        if isinstance(message, SpecfleetError):
+            raise message
+        return message
 
     def _admitted(self, opening: Open, identity: str, *, checked: bool) -> Session:
         """A session for `opening`, or the typed refusal. `checked`: the caller is another process, so compare vocabularies."""

@@ -32,10 +32,9 @@ class Signal:
         """Until it is set; at once if it is."""
         if self._set:
             return
-        loop = self._loop
-        if loop is None:
-            loop = self._loop = asyncio.get_running_loop()
-        self._waiter = loop.create_future()
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        self._waiter = self._loop.create_future()
         await self._waiter
 
 
@@ -63,9 +62,8 @@ class Mailbox(Generic[T]):
         """The next item, in the order in which they were put."""
         items = self._items
         while not items:
-            loop = self._loop
-            if loop is None:
-                loop = self._loop = asyncio.get_running_loop()
-            self._waiter = loop.create_future()
+            if self._loop is None:
+                self._loop = asyncio.get_running_loop()
+            self._waiter = self._loop.create_future()
             await self._waiter
         return items.pop(0)

@@ -105,8 +105,7 @@ class Verdict(NamedTuple):
 
     def granted(self, grant: Grant) -> Verdict:
         """The same with this grant."""
-        position, tokens, drafted, accepted, _, mode, logprobs, trimmed, beside, taken, top = self
-        return Verdict(position, tokens, drafted, accepted, grant, mode, logprobs, trimmed, beside, taken, top)
+        return Verdict._make((*self[:4], grant, *self[5:]))
 
     @property
     def verified(self) -> int:

@@ -82,3 +82,17 @@ def test_dropping_is_counted() -> None:
     one = branch((1, 2), 3, 4, sent=1)
     assert (2, 0) == (one.drop(), one.drop())
     assert (2, 0, 2) == (one.version, one.sent, one.end)
+
+
+def test_guesses_on_their_way_may_be_contradicted_before_they_land() -> None:
+    """By a text that grew over them and says otherwise, or by the end of the branch they stand on; not by one that agrees."""
+    one = branch((1, 2), 3, sent=1)
+    base, version = one.end, one.version
+    assert not one.contradicts(base, version, [4, 5])
+    one.confirm([3, 4])
+    assert not one.contradicts(base, version, [4, 5])
+    one.confirm([6])
+    assert one.contradicts(base, version, [4, 5])
+    assert not one.contradicts(base, version, [4])
+    one.drop()
+    assert one.contradicts(base, version, [4])

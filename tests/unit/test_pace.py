@@ -65,9 +65,9 @@ def test_the_first_draft_says_nothing_of_drafting_speed() -> None:
     assert record(one) == pytest.approx((0.001, 0.1 * 0.8 + 0.046 * 0.2))
 
 
-@pytest.mark.parametrize(("policy", "mode"), [("stream", Mode.STREAM), ("none", Mode.LOCAL)])
+@pytest.mark.parametrize(("policy", "mode"), [("stream", Mode.STREAM), ("fixed:4", Mode.ROUND)])
 def test_round_trips_are_learnt_from_whatever_comes(policy: str, mode: Mode) -> None:
-    """A message that knows a verdict has come after it: 30 ms later here, although two newer verdicts were told meanwhile."""
+    """A draft that knows a verdict has come after it: 30 ms later here, although two newer verdicts were told meanwhile."""
     one = session(policy, mode)
     for step in range(3):
         one.commit(Outcome((ItemOutcome(1, 1, 0, 0, 1, 0),), 0.01), 6.0 + 0.01 * step)

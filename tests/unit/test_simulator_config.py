@@ -55,6 +55,12 @@ def refusal(found: dict[str, Any]) -> str:
             {"verifiers__gpu__profile": {"fixed": -1, "per_token": 0}},
             ["verifiers.gpu.profile.fixed is -1", "at least 0"],
         ),
+        ({"tiers__phone__host": "desk"}, ["tiers.phone.host is 'desk'", "there are no hosts"]),
+        (
+            {"hosts": {"desk": {"processors": 2}}, "verifiers__gpu__host": "dsk"},
+            ["verifiers.gpu.host is 'dsk'", "must be one of desk", "did you mean desk?"],
+        ),
+        ({"hosts": {"desk": {"processors": 0}}}, ["hosts.desk.processors is 0", "above 0"]),
         ({"verifiers__gpu": {}}, ["verifiers.gpu", "either a profile or a roofline"]),
         (
             {"verifiers__gpu": {"roofline": {"model": "qwen3-8b", "card": "h10"}}},

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from scheduler.draft_time import DraftProfile
-from simulator.clock import Stalled, VirtualLoop, run
+from simulator.clock import Stalled, VirtualLoop, run, sleep
 from simulator.config import Availability, Tier
 from simulator.counters import Histogram
 from simulator.device import Drift, Presence
@@ -54,6 +54,30 @@ def test_an_hour_of_cancelled_timeouts_leaves_no_heap() -> None:
         return len(loop._timers)
 
     assert run(main()) < 10_000
+
+
+def test_a_nap_ends_in_time_or_when_it_is_cancelled() -> None:
+    """Cancelled, it ends then and is not heard of again; in time, others of its moment keep their order."""
+
+    async def main() -> list[tuple[str, float]]:
+        loop, seen = asyncio.get_running_loop(), []
+
+        async def napping(name: str, seconds: float) -> None:
+            try:
+                await sleep(seconds)
+                seen.append((name, loop.time()))
+            except asyncio.CancelledError:
+                seen.append((f"{name} cancelled", loop.time()))
+                await sleep(1.0)
+                seen.append((f"{name} afterwards", loop.time()))
+
+        tasks = [asyncio.create_task(napping(*one)) for one in (("a", 2.0), ("b", 4.0), ("c", 2.0))]
+        loop.call_later(3.0, tasks[1].cancel)
+        await asyncio.gather(*tasks)
+        await sleep(5.0)
+        return seen
+
+    assert [("a", 2.0), ("c", 2.0), ("b cancelled", 3.0), ("b afterwards", 4.0)] == run(main())
 
 
 def test_waiting_for_nothing_is_said() -> None:
