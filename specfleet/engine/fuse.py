@@ -20,11 +20,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import embedding, linear, pad, rms_norm, silu
+from torch.nn.functional import embedding, linear, rms_norm, silu
 
 from specfleet.engine.attention import AttentionContext, Look, paged_attention
 from specfleet.engine.parallel import RowwiseLinear, summed
 from specfleet.engine.quantize import Int4Linear, Int8Linear, stacked
+from specfleet.engine.rows import filled_up, padded_rows
 
 _PACKED_ROWS = 8
 """Batch size that oneDNN lays the weights out for; measured best or equal for 1 to 64 rows."""
@@ -61,17 +62,9 @@ def can_fuse(module: Any) -> bool:
     )
 
 
-def padded_rows(rows: int) -> int:
-    """The number of rows that a product of `rows` is filled up to: exact up to 16, then eight sizes from a power of two to the
-    next, so at most an eighth more. oneDNN compiles a kernel for each number of rows and keeps it: with prompts of every
-    length that is memory which grows for hours, and a millisecond whenever a length is new."""
-    step = 1 << max(0, (rows - 1).bit_length() - 4)
-    return -(-rows // step) * step
-
-
 class PackedLinear(nn.Module):
     """y = x A^T + b with A laid out once for oneDNN; several linear layers of one input may be stacked into one. Products are
-    of few sizes (`padded_rows`)."""
+    of few sizes (`rows`)."""
 
     def __init__(self, *linears: nn.Linear) -> None:
         super().__init__()
@@ -80,11 +73,9 @@ class PackedLinear(nn.Module):
         self.out_features = weight.shape[0]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        rows = x.shape[-2]
-        missing = padded_rows(rows) - rows
-        if not missing:
-            return _product(x, self.packed, self.bias, "none", [], "")
-        return _product(pad(x, (0, 0, 0, missing)), self.packed, self.bias, "none", [], "")[..., :rows, :]
+        full = filled_up(x)
+        y = _product(full, self.packed, self.bias, "none", [], "")
+        return y if full is x else y[..., : x.shape[-2], :]
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """residual + forward(x), in one operation where nothing is filled up."""

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from specfleet.core.errors import ConfigurationError
+from specfleet.engine.rows import filled_up
 
 WIDTHS = ("int8", "int4")
 AUTO = "auto"
@@ -32,7 +33,7 @@ TOLERANCE = {"int8": 0.15, "int4": 0.6}
 
 class Int8Linear(nn.Module):
     """y = x A^T + b, A in int8 with a scale per output, x quantized row by row as it comes. Several linear layers of one
-    input may be stacked into one."""
+    input may be stacked into one. Products are of few sizes (`rows`): zeros change no scale."""
 
     def __init__(self, *linears: nn.Linear) -> None:
         super().__init__()
@@ -48,8 +49,9 @@ class Int8Linear(nn.Module):
         self._product: Any = torch.ops.quantized.linear_dynamic
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = self._product(x, self.packed)
-        return y
+        full = filled_up(x)
+        y: torch.Tensor = self._product(full, self.packed)
+        return y if full is x else y[..., : x.shape[-2], :]
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """residual + forward(x)."""

@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from specfleet.engine import fuse
-from specfleet.engine.fuse import PackedLinear, padded_rows
+from specfleet.engine.fuse import PackedLinear
+from specfleet.engine.quantize import Int8Linear
+from specfleet.engine.rows import padded_rows
 
 pytestmark = pytest.mark.skipif(
     not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="torch is built without oneDNN here"
@@ -33,14 +35,24 @@ def test_products_are_those_of_torch(rows: int, bias: bool) -> None:
     torch.testing.assert_close(packed.add_to(residual.clone(), x), residual + linear(x))
 
 
+@pytest.mark.parametrize("rows", [17, 72, 131])
+def test_filling_up_changes_nothing_in_int8(rows: int) -> None:
+    torch.manual_seed(rows)
+    quantized, x = Int8Linear(nn.Linear(24, 40).requires_grad_(False)), torch.randn(rows, 24) + 3.0
+    torch.testing.assert_close(quantized(x), quantized._product(x, quantized.packed))
+
+
 def test_one_dnn_sees_few_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     """It keeps a compiled kernel for each, so that their number bounds memory."""
     seen: set[int] = set()
     product, product_sum = fuse._product, fuse._product_sum
     monkeypatch.setattr(fuse, "_product", lambda x, *rest: (seen.add(x.shape[-2]), product(x, *rest))[1])
     monkeypatch.setattr(fuse, "_product_sum", lambda x, *rest: (seen.add(x.shape[-2]), product_sum(x, *rest))[1])
-    packed = PackedLinear(nn.Linear(8, 8, bias=False).requires_grad_(False))
+    linear = nn.Linear(8, 8, bias=False).requires_grad_(False)
+    packed, quantized = PackedLinear(linear), Int8Linear(linear)
+    in_eight_bits = quantized._product
+    quantized._product = lambda x, *rest: (seen.add(x.shape[-2]), in_eight_bits(x, *rest))[1]
     for rows in range(1, 257):
         x = torch.ones(rows, 8)
-        assert (rows, 8) == packed(x).shape == packed.add_to(x, x).shape
+        assert (rows, 8) == packed(x).shape == packed.add_to(x, x).shape == quantized(x).shape
     assert {padded_rows(rows) for rows in range(1, 257)} == seen
