@@ -1,4 +1,4 @@
-"""What a device is called, for people; which one kernels are launched on."""
+"""What a device is called, for people; which one kernels are launched on; how much its caches hold."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 
 _CPUS = Path("/proc/cpuinfo")
+_LAST_CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
+"""Linux writes kibibytes, as in `32768K`."""
 
 
 def device_name(device: torch.device) -> str:
@@ -24,3 +26,9 @@ def device_name(device: torch.device) -> str:
 def launching_on(device: torch.device) -> AbstractContextManager[object]:
     """Within it kernels start on `device`: Triton takes the thread's current one, wherever its tensors are."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def last_cache_bytes(size: Path = _LAST_CACHE) -> int:
+    """What the processor's third-level cache holds; 0 where the system does not say."""
+    text = size.read_text().strip() if size.exists() else ""
+    return int(text.removesuffix("K")) * 1024 if text.removesuffix("K").isdigit() else 0
