@@ -12,7 +12,7 @@ import asyncio
 import heapq
 import selectors
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextvars import Context, copy_context
 from typing import Any, TypeVar
 
@@ -77,41 +77,6 @@ def wake(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-class Nap:
-    """What a task waits for until a moment: a future that nobody else sees, so that the timer itself goes on with the task,
-    instead of setting a result that asks the loop to do so in its next turn."""
-
-    __slots__ = ("_asyncio_future_blocking", "_cancelled", "_context", "_loop", "_timer", "_wakeup", "_when")
-
-    def __init__(self, loop: VirtualLoop, when: float) -> None:
-        self._loop = loop
-        self._when = when
-        self._cancelled = False
-
-    def __await__(self) -> Generator[Nap, None, None]:
-        self._asyncio_future_blocking = True
-        yield self
-
-    def get_loop(self) -> VirtualLoop:
-        return self._loop
-
-    def add_done_callback(self, wakeup: Callable[[Nap], object], *, context: Context) -> None:
-        self._wakeup, self._context = wakeup, context
-        self._timer = self._loop.call_at(self._when, wakeup, self, context=context)
-
-    def result(self) -> None:
-        if self._cancelled:
-            raise asyncio.CancelledError
-
-    def cancel(self, msg: object = None) -> bool:
-        if self._cancelled or not self._timer.waits:
-            return False
-        self._cancelled = True
-        self._timer.cancel()
-        self._loop.call_soon(self._wakeup, self, context=self._context)
-        return True
-
-
 def sleep(seconds: float) -> Awaitable[None]:
     """asyncio.sleep, in less time on this loop."""
     loop = asyncio.get_running_loop()
@@ -156,12 +121,6 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._now
 
-    def get_debug(self) -> bool:
-        return False  # every future asks
-
-    def create_future(self) -> asyncio.Future[Any]:
-        return asyncio.Future(loop=self)
-
     def call_soon(  # type: ignore[override]
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> _Call:
@@ -187,16 +146,17 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         heapq.heappush(self._timers, (when, self._asked, call))
         return call
 
-    def nap(self, seconds: float) -> Nap:
+    def nap(self, seconds: float) -> asyncio.Future[None]:
         """As asyncio.sleep, with less around it: await it at once."""
-        return Nap(self, self._now + seconds)
+        future: asyncio.Future[None] = self.create_future()
+        self.call_at(self._now + seconds, wake, future, context=BARE)
+        return future
 
     def _run_once(self) -> None:
         """Everything that can run now; if that is nothing, what the next moment brings."""
         due = self._due
         if not due:
             self._advance()
-            return
         count, next_one = len(due), due.popleft
         self.events += count
         for _ in range(count):
@@ -206,13 +166,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             except (SystemExit, KeyboardInterrupt):
                 raise
             except BaseException as error:  # noqa: BLE001 (as asyncio's own loop does)
-                self._failed(call, error)
-
-    def _failed(self, call: _Call, error: BaseException) -> None:
-        self.call_exception_handler({"message": f"exception in {call.callback!r}", "exception": error})
+                self.call_exception_handler({"message": f"exception in {call.callback!r}", "exception": error})
 
     def _advance(self) -> None:
-        """Let time pass until the next timer, and run all timers of that moment."""
+        """Let time pass until the next timer, and take in all timers of that moment."""
         timers, take = self._timers, heapq.heappop
         if self.timers_cancelled > COMPACT_AT and 2 * self.timers_cancelled > len(timers):
             timers[:] = [entry for entry in timers if entry[2].callback is not _nothing]
@@ -224,20 +181,13 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         if not timers:
             raise Stalled("everybody waits, and no timer is set")
         now = self._now = max(self._now, timers[0][0])
-        asked = self._asked  # what these ask for comes after what they bring about
-        while timers and timers[0][0] <= now and timers[0][1] <= asked:
+        while timers and timers[0][0] <= now:
             call = take(timers)[2]
             if call.callback is _nothing:
                 self.timers_cancelled -= 1
-                continue
-            call.waits = False
-            self.events += 1
-            try:
-                call.context.run(call.callback, *call.args)
-            except (SystemExit, KeyboardInterrupt):
-                raise
-            except BaseException as error:  # noqa: BLE001 (as asyncio's own loop does)
-                self._failed(call, error)
+            else:
+                call.waits = False
+                self._due.append(call)
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:

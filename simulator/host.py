@@ -17,6 +17,17 @@ from typing import Any
 from simulator.clock import BARE, wake
 
 
+class Threads:
+    """Of one engine or event loop. What is done on it together shares them."""
+
+    __slots__ = ("count", "works")
+
+    def __init__(self, count: float) -> None:
+        self.count = count
+        self.works = 0
+        """Pieces of work under way."""
+
+
 class Host:
     def __init__(self, processors: float) -> None:
         self._processors = processors
@@ -27,20 +38,22 @@ class Host:
         self._rate = 1.0
         self._threads = 0.0
         """That run or want to."""
-        self._ends: list[tuple[float, int, float, Callable[[], object]]] = []
+        self._ends: list[tuple[float, int, Threads, Callable[[], object]]] = []
         """A heap: of each piece of work, what will have been served when it is done, its threads, and whom to tell."""
         self._begun = 0
         self._timer: asyncio.TimerHandle | None = None
 
-    def begin(self, seconds: float, threads: float, done: Callable[[], object]) -> None:
-        """Work of so many seconds, if it had the machine to itself, on `threads` threads. It cannot be given up."""
+    def begin(self, seconds: float, threads: Threads, done: Callable[[], object]) -> None:
+        """Work of so many seconds, if `threads` had the machine to themselves. It cannot be given up."""
         self._catch_up()
         self._begun += 1
-        self._threads += threads
+        if not threads.works:
+            self._threads += threads.count
+        threads.works += 1
         heapq.heappush(self._ends, (self._served + seconds, self._begun, threads, done))
         self._plan()
 
-    async def work(self, seconds: float, threads: float) -> None:
+    async def work(self, seconds: float, threads: Threads) -> None:
         """The same, waited for."""
         done: asyncio.Future[None] = self._loop.create_future()
         self.begin(seconds, threads, partial(wake, done))
@@ -62,7 +75,9 @@ class Host:
         self._catch_up()
         end, _, threads, done = heapq.heappop(self._ends)
         self._served = max(self._served, end)
-        self._threads = max(0.0, self._threads - threads) if self._ends else 0.0
+        threads.works -= 1
+        if not threads.works:
+            self._threads = self._threads - threads.count if self._ends else 0.0
         self._plan()
         done()
 
@@ -73,6 +88,7 @@ class EventLoop:
     def __init__(self, host: Host, message_seconds: float) -> None:
         self._host = host
         self._seconds = message_seconds
+        self._thread = Threads(1.0)
         self._waiting: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._busy = False
 
@@ -85,7 +101,7 @@ class EventLoop:
     def _next(self) -> None:
         self._busy = bool(self._waiting)
         if self._waiting:
-            self._host.begin(self._seconds, 1.0, self._handled)
+            self._host.begin(self._seconds, self._thread, self._handled)
 
     def _handled(self) -> None:
         then, args = self._waiting.popleft()

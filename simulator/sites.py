@@ -19,7 +19,7 @@ from simulator.clock import sleep
 from simulator.config import Simulation, Tier, VerifierGroup
 from simulator.counters import Tally
 from simulator.engine import BatchShape, ModelledEngine
-from simulator.host import EventLoop, Host
+from simulator.host import EventLoop, Host, Threads
 from simulator.links import Link
 from simulator.machine import Machine
 from simulator.text import VOCABULARY
@@ -153,7 +153,7 @@ def _maker(
     limits = Limits(max_sessions=group.max_sessions, kv_tokens=group.kv_tokens, idle_seconds=1e9)
     model = ModelInfo("modelled", VOCABULARY, DIGEST, CONTEXT, (), service_classes=config.service_classes)
 
-    work = sleep if host is None else partial(host.work, threads=group.threads)
+    work = sleep if host is None else partial(host.work, threads=Threads(group.threads))
 
     def make() -> Process:
         engine = ModelledEngine(step_seconds, pages, prefix_cache=group.prefix_cache, work=work)

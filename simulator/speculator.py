@@ -11,7 +11,7 @@ from typing import Any
 from drafter.speculators import Guess
 from scheduler.draft_time import DraftProfile
 from simulator.clock import sleep
-from simulator.host import Host
+from simulator.host import Host, Threads
 from simulator.recorded import Recorded
 from simulator.text import TOKENS, VOCABULARY, Truth
 from specfleet.core.step import Confidence, StepResult, Stop
@@ -89,14 +89,14 @@ class ModelledSpeculator:
         self.together = together
         self.confidence = confidence
         self.host = host
-        self.threads = threads
+        self.threads = Threads(threads)
         self.active = 0
         """Generations that draft just now."""
         self.clock = asyncio.get_running_loop().time
 
     def work(self, seconds: float) -> Awaitable[None]:
         """Lets them pass. Who draft together share the threads of one engine."""
-        return sleep(seconds) if self.host is None else self.host.work(seconds, self.threads / max(1, self.active))
+        return sleep(seconds) if self.host is None else self.host.work(seconds, self.threads)
 
     def run(self, count: int) -> int:
         """How many of the next `count` guesses are right before the first that is not: one draw for all of them."""

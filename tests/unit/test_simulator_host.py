@@ -11,7 +11,7 @@ import pytest
 from simulator import clock
 from simulator.baselines import policy
 from simulator.document import checked
-from simulator.host import EventLoop, Host
+from simulator.host import EventLoop, Host, Threads
 from simulator.play import Played, play
 
 
@@ -20,7 +20,7 @@ def ends(processors: float, *works: tuple[float, float, float]) -> list[float]:
 
     async def one(host: Host, at: float, seconds: float, threads: float) -> float:
         await asyncio.sleep(at)
-        await host.work(seconds, threads)
+        await host.work(seconds, Threads(threads))
         return asyncio.get_running_loop().time()
 
     async def everybody() -> list[float]:
@@ -53,13 +53,24 @@ def test_work_that_nobody_waits_for_goes_on() -> None:
 
     async def given_up() -> float:
         host = Host(1)
-        first = asyncio.create_task(host.work(1.0, 1.0))
+        first = asyncio.create_task(host.work(1.0, Threads(1.0)))
         await asyncio.sleep(0.5)
         first.cancel()
-        await host.work(1.0, 1.0)
+        await host.work(1.0, Threads(1.0))
         return asyncio.get_running_loop().time()
 
     assert pytest.approx(2.0) == clock.run(given_up())
+
+
+def test_what_an_engine_does_together_shares_its_threads() -> None:
+    """Three drafts of one batch want no more processors than one of them."""
+
+    async def drafted() -> float:
+        host, engine = Host(2), Threads(2.0)
+        await asyncio.gather(*(host.work(1.0, engine) for _ in range(3)))
+        return asyncio.get_running_loop().time()
+
+    assert pytest.approx(1.0) == clock.run(drafted())
 
 
 def test_a_daemon_handles_one_message_after_another() -> None:
