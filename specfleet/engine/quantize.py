@@ -3,7 +3,7 @@
 On the CPU with torch's own kernels (one thread, weights 256 x 4096, microseconds for 1 row and for 8):
 
     float32, packed once                            63     116
-    int8: weights per channel, inputs per row       31      49     `quantized::linear_dynamic`
+    int8: weights per channel, one scale for inputs 31      49     `quantized::linear_dynamic`
     int4: weights in groups of 32, inputs bf16      12 to 40       `aten::_weight_int4pack_mm_for_cpu`
 
 torchao's int8 is made for compiled graphs, and slower than that where every operation is called by itself. On a GPU it is what
@@ -32,8 +32,9 @@ TOLERANCE = {"int8": 0.15, "int4": 0.6}
 
 
 class Int8Linear(nn.Module):
-    """y = x A^T + b, A in int8 with a scale per output, x quantized row by row as it comes. Several linear layers of one
-    input may be stacked into one. Products are of few sizes (`rows`): zeros change no scale."""
+    """y = x A^T + b, A in int8 with a scale per output, x as it comes with one scale for all rows of a step: what a guess is may
+    depend on whom its step was shared with, what the text is never does. Several linear layers of one input may be stacked into
+    one. Products are of few sizes (`rows`): zeros change no scale."""
 
     def __init__(self, *linears: nn.Linear) -> None:
         super().__init__()
