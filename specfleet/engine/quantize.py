@@ -32,8 +32,8 @@ TOLERANCE = {"int8": 0.15, "int4": 0.6}
 
 
 class Int8Linear(nn.Module):
-    """y = x A^T + b, A in int8 with a scale per output, x as it comes with one scale for all rows of a step: what a guess is may
-    depend on whom its step was shared with, what the text is never does. Several linear layers of one input may be stacked into
+    """y = x A^T + b, A in int8 with a scale per output, x as it comes with one scale for all rows of a step: what is guessed
+    may depend on whom its step was shared with, the text never does. Several linear layers of one input may be stacked into
     one. Products are of few sizes (`rows`): zeros change no scale."""
 
     def __init__(self, *linears: nn.Linear) -> None:
