@@ -36,9 +36,9 @@ def test_a_step_profile(model: str, tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_a_draft_profile(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It can be loaded, for batches of 1, 2, 4 and 8."""
+    """It can be loaded, for batches of 1, 2, 4 and 8, and says in how many bits the model was measured."""
     out = tmp_path / "draft.json"
-    assert 0 == profile(model, out, "--drafter")
+    assert 0 == profile(model, out, "--drafter", "--quantize", "none")
     found = DraftProfile.load(out)
     assert (1, 2, 4, 8) == found.batches
     assert all(1e-6 < seconds < 1.0 for seconds in found.seconds_per_token)
