@@ -201,6 +201,29 @@ def test_a_draft_is_cut_to_the_pages_there_are() -> None:
     assert StepBudget(100, 1, 16).verify(full)
 
 
+@pytest.mark.parametrize(("tokens", "pages"), [(40, 40), (40, 2), (29, 40)])
+def test_decoding_all_at_once_is_decoding_each(tokens: int, pages: int) -> None:
+    """Where all fit, the same items, counts and shape as one by one; where a token or a page is missing, nobody."""
+    records = [SessionRecord(n, n + 1, n, True, 0.0, 0.0) for n in range(30, 60)]  # two of them begin a page
+    together, one_by_one = StepBudget(tokens, pages, 16), StepBudget(tokens, pages, 16)
+    fits = tokens >= len(records) and pages >= 2
+    assert fits is together.decode(records) is all(one_by_one.verify(record) for record in records)
+    if fits:
+        assert one_by_one.items == together.items
+        assert (one_by_one.tokens, one_by_one.free_pages) == (together.tokens, together.free_pages)
+        assert (one_by_one.shape, one_by_one.plain) == (together.shape, together.plain)
+    else:
+        assert ([], tokens, pages) == (together.items, together.tokens, together.free_pages)
+
+
+@pytest.mark.parametrize("pages", [0, 1])
+def test_decoding_all_at_once_needs_pages_for_all(pages: int) -> None:
+    """Two of thirty begin a page."""
+    budget = StepBudget(40, pages, 16)
+    assert not budget.decode([SessionRecord(n, n + 1, n, True, 0.0, 0.0) for n in range(30, 60)])
+    assert ([], 40, pages) == (budget.items, budget.tokens, budget.free_pages)
+
+
 @pytest.mark.parametrize("drafted", [0, 1, 7])
 def test_a_step_knows_its_shape_without_drafts(drafted: int) -> None:
     """As if nobody had drafted: prefill, contexts and a token for each stay."""
