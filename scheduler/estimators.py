@@ -135,14 +135,17 @@ class Smoothed:
 
 
 class Goodput:
-    """Tokens per second, forgetting with a time constant; in seconds and not in rounds, since rounds differ in length."""
+    """Tokens per second, forgetting with a time constant; in seconds and not in rounds, since rounds differ in length. Of who
+    is new it is the plain mean: the first step may be anything."""
 
-    __slots__ = ("_at", "_seconds", "_tokens", "_waiting", "value")
+    __slots__ = ("_at", "_known", "_seconds", "_tokens", "_waiting", "value")
 
     def __init__(self, now: float, seconds: float = 10.0) -> None:
         self.value = 0.0
         self._seconds = seconds
         self._at = now
+        self._known = 0.0
+        """Share of the discounted past that was observed."""
         self._tokens = 0
         self._waiting = True
         """For a first token: how long that takes is a matter of the prompt."""
@@ -158,8 +161,9 @@ class Goodput:
         if passed <= 0.0:
             return
         rate = self._tokens / passed
-        weight = -math.expm1(-passed / self._seconds)
-        self.value = self.value + weight * (rate - self.value) if self.value else rate
+        new = -math.expm1(-passed / self._seconds)
+        self._known += new * (1.0 - self._known)
+        self.value += new / self._known * (rate - self.value)
         self._at, self._tokens = now, 0
 
     def at(self, now: float) -> float:

@@ -91,7 +91,7 @@ class Holding:
     offer: Offer
     wished: Offer
     share: float
-    """What it should earn a second, were everything as it was: w X, divided by the sessions of its identity."""
+    """What it counts for in the mean that the governor is told: w, divided by the sessions of its identity."""
     paced: bool
     """It has a pace to keep."""
     rounds: bool = False
@@ -159,7 +159,8 @@ class FairGoodput:
         self._govern(worth, now)
 
     def _govern(self, worth: float | None, now: float) -> None:
-        """Tell the governor what the step earned, in shares of what everybody had been earning."""
+        """Tell the governor what the step earned: tokens of an identity, in the mean over all by their weights. Weights drift
+        as goodput does, which such a mean does not follow."""
         comparable = bool(worth) and self._drafting > 0 and self._shares > 0.0
         earned = worth / self._shares if worth and comparable else 0.0
         most = 0.5 * self._drafting
@@ -175,7 +176,8 @@ class FairGoodput:
             return self._granted(held.wished, held.paced)
         grant = self._choose(record, now)
         if record.interval:
-            self._governor.verdict(record.interval, self._held[record.session].wished.settles)
+            wished = self._held[record.session].wished
+            self._governor.verdict(record.interval, wished.seconds, wished.settles)
         return grant
 
     def closed(self, record: SessionRecord) -> None:
@@ -203,7 +205,7 @@ class FairGoodput:
             self._count(record, held, -1.0)
         record.worth = weight
         identity = record.identity
-        share = weight * (identity.goodput.value or 1.0 / self._costs.step) / max(1, identity.sessions)
+        share = weight / max(1, identity.sessions)
         far = wished.grant.mode is Mode.STREAM and record.round_trip.value > FAR
         self._held[record.session] = fresh = Holding(offer, wished, share, paced, rounds, far, crossings)
         self._count(record, fresh, 1.0)

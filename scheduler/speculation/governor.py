@@ -42,12 +42,15 @@ LARGE = 3
 SAME_CROWD = 0.75
 """A crowd stays the same up to so many times log 2 more or fewer sessions."""
 CLEAR = 0.1
-"""Share of the rate from which on a trial's loss leaves no doubt."""
+"""Share of the rate from which on a trial's loss leaves little doubt."""
 OBVIOUS = 0.3
 """And from which on it need not be seen from both sides."""
 DRIFT_SHARE = 0.5
 """A trial lies between two windows as usual. Where those differ, what it should be compared with is somewhere between them,
 and a change of mind needs more than this share of the difference (log)."""
+RARER, CLEARLY_RARER = 2.0, 8.0
+"""A trial that confirms what is known, narrowly or clearly, makes the next pause so many times longer. What is obvious needs
+no confirmation."""
 TRIAL_LOSS = 0.001
 BEFORE_SHARE = 0.5
 """What the newest window counts in the rate before a trial."""
@@ -104,7 +107,8 @@ class Crowd:
             trial.pause = rarest / 2.0 if loss > OBVIOUS else FIRST_TRIAL
         else:
             trial = self.trial(way)
-            trial.pause = rarest if loss > CLEAR else min(rarest, 2.0 * trial.pause)
+            growth = math.inf if loss > OBVIOUS else CLEARLY_RARER if loss > CLEAR else RARER
+            trial.pause = min(rarest, growth * trial.pause)
         trial.put_off(now, window)
 
     def trusts(self, now: float, window: float) -> bool:
@@ -133,11 +137,14 @@ class Governor:
         """Of the present crowd: about log2(sessions)."""
         self._present = False
         self._interval = Smoothed(0.05)
+        self._wished = Smoothed(0.05)
         self._settles = Smoothed(0.05)
         """Seconds until drafting is what it is going to be."""
         self._last: float | None = None
         """End of the last step, while sessions are open."""
         self._left_at = 0.0
+        self._opened = 0.0
+        """When the present way began."""
         self._counted_from = 0.0
         self._earned = self._seconds = 0.0
         self._before = Smoothed(BEFORE_SHARE)
@@ -153,12 +160,22 @@ class Governor:
 
     @property
     def window(self) -> float:
-        intervals = max(INTERVALS_IN_WINDOW, VERDICTS_IN_WINDOW / (1 << self._size))
-        return max(SHORTEST_WINDOW, intervals * self._interval.value, self._settles.value)
+        """Seconds that drafting has to be seen for."""
+        return max(self._shortest(max(self._interval.value, self._wished.value)), self._settles.value)
 
-    def verdict(self, seconds: float, settles: float) -> None:
-        """A session has waited so long for its verdict, and would be ahead `settles` seconds after it began to draft."""
+    def _shortest(self, interval: float) -> float:
+        return max(SHORTEST_WINDOW, max(INTERVALS_IN_WINDOW, VERDICTS_IN_WINDOW / (1 << self._size)) * interval)
+
+    @property
+    def _length(self) -> float:
+        """Of a window of the present way. Decoding alone is soon what it is going to be."""
+        return self.window if self.drafting else self._shortest(self._interval.value)
+
+    def verdict(self, seconds: float, wished: float, settles: float) -> None:
+        """A session has waited so long for its verdict; would it draft as the policy wants, one would come every `wished`
+        seconds, from `settles` seconds after it began."""
         self._interval.observe(seconds)
+        self._wished.observe(wished)
         self._settles.observe(min(settles, LONGEST_SETTLING))
 
     def idle(self) -> None:
@@ -188,12 +205,13 @@ class Governor:
         if far and self._crowds[self._size].trusts(now, self.window):
             self._open(Way.FREE, now)
             return
+        self._settle()
         if last >= self._counted_from:
             self._earned += earned
             self._seconds += now - last
         if self._earned > 0.0 and self._seconds > 0.0:
             crowd, rate = self._crowds[self._size], self._earned / self._seconds
-            share = (now - self._counted_from) / ((1.0 - SETTLING) * self.window)
+            share = (now - self._counted_from) / ((1.0 - SETTLING) * self._length)
             beyond_doubt = self.way is not crowd.best and self._apart(rate) > OBVIOUS
             if share >= (0.5 if beyond_doubt else 1.0):
                 self._end(crowd, rate, now)
@@ -223,6 +241,7 @@ class Governor:
         """The same crowd is back, and goes on where it was: who asks for little at a time would never see a window's end."""
         gap = now - self._left_at
         self._present = True
+        self._opened += gap
         self._counted_from += gap
         crowd = self._crowds[self._size]
         crowd.first += gap
@@ -283,9 +302,20 @@ class Governor:
 
     def _open(self, way: Way, now: float) -> None:
         """Begin a window. One that only goes on as the last did has nothing to settle."""
-        settling = 0.0
         if way is not self.way:
-            settling = max(SETTLING * self.window, SETTLING_INTERVALS * self._interval.value, self._settles.value)
+            self._opened = now
         self.way = way
-        self._counted_from = now + settling
+        self._counted_from = now
         self._earned = self._seconds = 0.0
+        self._settle()
+
+    def _settle(self) -> None:
+        """Count from when the present way is what it is going to be. How long that takes shows once it has begun: what was
+        counted too early is dropped."""
+        settling = max(SETTLING * self._length, SETTLING_INTERVALS * self._interval.value)
+        if self.drafting:
+            settling = max(settling, self._settles.value)
+        settled = self._opened + settling
+        if settled > self._counted_from:
+            self._counted_from = settled
+            self._earned = self._seconds = 0.0

@@ -112,6 +112,18 @@ def test_goodput_is_per_second_and_begins_at_its_first_rate() -> None:
     assert one.value < 5.0
 
 
+def test_goodput_of_who_is_new_is_the_plain_mean() -> None:
+    """A first step that took the others' prompts along is soon forgotten: after two seconds of 20 tokens each it counts as
+    what it is, one token in half a second."""
+    goodput = Goodput(0.0)
+    goodput.observe(1, 0.0)
+    goodput.observe(1, 0.5)
+    for step in range(1, 41):
+        goodput.observe(1, 0.5 + step / 20)
+
+    assert 41 / 2.5 == pytest.approx(goodput.value, rel=0.1)
+
+
 def test_what_is_not_tested_fades_into_the_pool() -> None:
     """After 512 tokens without a guess an observation counts half, after thousands the session is like any other."""
     pool = AcceptancePool()

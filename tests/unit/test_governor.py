@@ -21,7 +21,7 @@ def lived(
         while now < until:
             now += STEP
             spent[governor.way] += STEP
-            governor.verdict(STEP, STEP)
+            governor.verdict(STEP, STEP, STEP)
             governor.stepped(rates[governor.way] * STEP, 1, True, now, rounds=True)
         if visits:
             governor.idle()
@@ -58,7 +58,7 @@ def test_rounds_are_not_tried_where_they_promise_little() -> None:
     for _ in range(5000):
         now += STEP
         assert governor.way is not Way.ROUNDS
-        governor.verdict(STEP, STEP)
+        governor.verdict(STEP, STEP, STEP)
         governor.stepped(STEP, 1, True, now, rounds=False)
 
 
@@ -76,7 +76,7 @@ def while_it_goes(governor: Governor, way: Way, rate: float, now: float, most: f
     end = now + most
     while governor.way is way and now < end:
         now += STEP
-        governor.verdict(STEP, STEP)
+        governor.verdict(STEP, STEP, STEP)
         governor.stepped(rate * STEP, 1, True, now)
     return now
 
@@ -93,3 +93,47 @@ def test_a_trial_shows_no_more_than_what_drifts_beside_it(tried: float, after: f
     while_it_goes(governor, Way.FREE, after, now, most=2.5)
 
     assert governor.way is found
+
+
+def test_what_takes_long_to_settle_is_judged_once_it_has() -> None:
+    """Slow drafters believed to be fast: eight sessions begin alone, then try it; for a second it earns less while the first
+    rounds are on their way, which shows only once it is tried."""
+    governor, now, opened = Governor(), 0.0, 0.0
+    for _ in range(2000):
+        if not governor.drafting:
+            opened = now
+        now += STEP
+        settled = now - opened > 1.0
+        governor.verdict(STEP, STEP, 1.0 if governor.drafting else 0.05)
+        governor.stepped((1.0 if not governor.drafting else 1.2 if settled else 0.6) * STEP, 8, True, now)
+
+    assert governor.drafting
+
+
+def test_decoding_alone_is_tried_for_a_moment() -> None:
+    """However long drafters need to get ahead: that is waited for before and after, but not while nobody drafts."""
+    governor, now, alone = Governor(), 0.0, []
+    for _ in range(3000):
+        before, now = governor.drafting, now + STEP
+        governor.verdict(STEP, STEP, 1.5)
+        governor.stepped((1.1 if governor.drafting else 1.0) * STEP, 2, True, now)
+        if not governor.drafting:
+            if before:
+                alone.append(0.0)
+            alone[-1] += STEP
+
+    assert alone
+    assert max(alone) < 1.0
+
+
+def test_what_is_clear_is_tried_once_more_before_it_is_believed() -> None:
+    """A first trial may come while everything is new: of 0.85 where 1.2 is true one is not sure for long."""
+    governor = Governor()
+    now = while_it_goes(governor, Way.FREE, 1.0, 0.0)
+    now = while_it_goes(governor, Way.ALONE, 0.85, now)
+    now = while_it_goes(governor, Way.FREE, 1.0, now, most=30.0)
+    assert governor.way is Way.ALONE
+    now = while_it_goes(governor, Way.ALONE, 1.2, now)
+    while_it_goes(governor, Way.FREE, 1.0, now, most=2.5)
+
+    assert governor.way is Way.ALONE

@@ -229,6 +229,24 @@ def test_fair_goodput_stays_local_where_drafting_cannot_pay() -> None:
     assert LOCAL == grant
 
 
+def test_what_the_governor_is_told_does_not_drift_with_goodput() -> None:
+    """Tokens of an identity per second, in the mean: the same whatever everybody is believed to have had."""
+    earned = []
+    for believed in (5.0, 50.0):
+        records = [record(n, 0.8) for n in range(2)]
+        policy = fair_goodput.build("", view(*records), RNG)
+        for one in records:
+            one.identity.goodput.value = believed
+            policy.opened(one, 0.0)
+        told = []
+        policy._governor.stepped = lambda *told_of, told=told, **_: told.append(told_of[0])  # type: ignore[method-assign]
+        items = tuple(ItemOutcome(one.session, 1, 4, 3, 4, 0) for one in records)
+        policy.stepped(Outcome(items, 0.02), 1.0, sum(4 * one.worth for one in records))
+        earned.append(told[0])
+
+    assert earned == pytest.approx([4.0, 4.0])
+
+
 def test_fair_goodput_forgets_sessions_that_close() -> None:
     """When all have gone, its sums are zero again."""
     one = FairGoodput(view(), 1.0)
