@@ -3,13 +3,14 @@
     python benchmarks/congruence.py [--rounds 5] [--requests 32]
 
 A verifier and a drafter with the shipped pair, eight streams of 64 tokens. In each round, in turn: `specfleet profile`
-measures step times and drafting speed, `specfleet bench` the fleet, under target-only decoding and with four drafted tokens;
-then the simulator plays the same with that round's profiles and the acceptance that the fleet had. Nothing is fitted to the
-fleet's speed. The figures are medians over rounds of simulated over live: the machine is not the same from one to the next.
+measures step times, drafting speed and how well the draft model knows when it is right, and `specfleet bench` the fleet under
+each policy, warmed up with other prompts of the same kind. Then the simulator plays the same load with that round's profiles
+and the chance of a guess to be right that the fleet had, with several seeds. Nothing is fitted to the fleet's speed. The
+figures are medians over rounds of simulated over live: the machine is not the same from one to the next.
 
-Verifier, drafter and load share this machine, which the simulator is told (`hosts`): how many processors there are, that both
-engines use all of them, and what a message costs a daemon. That is the drafter's processor time under target-only decoding,
-where all it does is to take verdicts and pass them on.
+Verifier, drafter and load share this machine, which the simulator is told (`hosts`): how many processors there are, on how
+many threads the engines compute, and what a message costs a daemon. That is the drafter's processor time under target-only
+decoding, where all it does is to take verdicts and pass them on.
 """
 
 from __future__ import annotations
@@ -33,18 +34,37 @@ from benchmarks.common import MODELS, ROOT, Report, progress, table
 from simulator.baselines import policy
 from simulator.document import checked
 from simulator.figures import figures
-from simulator.play import play
+from simulator.play import Played, play
+from specfleet.bench.prompts import read_prompts
+from specfleet.bench.scrape import VERIFIER, Interval, scrape
 from specfleet.cli.processes import DaemonProcess
+from specfleet.text import Tokenizer
 
 ANY = "127.0.0.1:0"
-POLICIES = ("none", "fixed:4")
+POLICIES = ("none", "fixed:4", "stream", "fair-goodput")
 STREAMS, TOKENS = 8, 64
+WARM_TOKENS = 16
+HEARD = 6
+"""Texts that the verifier writes for the drafter's profile."""
+SEEDS = range(5)
+PROCESSORS = os.cpu_count() or 1
+VERIFIER_THREADS, DRAFTER_THREADS = max(1, PROCESSORS // 2), 1
+"""The daemons' own defaults, and those of `specfleet profile`."""
 ROUND_TRIP = 0.0001
 """Seconds: loopback; what both sides do for a message comes on top."""
 LONGEST = 600
 """Seconds in which all requests are certainly issued."""
-PROMPT_TOKENS = {"uniform": [16, 160]}
-"""About what the prompts have in the shipped pair's tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """What a fleet did."""
+
+    figures: dict[str, Any]
+    chance: float
+    """Of a guess to be right, given that those before it were; 0 where none was made."""
+    message_seconds: float
+    """Of the drafter's processor time, for each verdict that it took and passed on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +83,7 @@ class Sides:
     @property
     def acceptance(self) -> float:
         """Simulated less live."""
-        return float(self.simulated["acceptance_rate"] - self.live["acceptance_rate"])
+        return float(self.simulated["acceptance_rate"] - (self.live["acceptance_rate"] or 0.0))
 
 
 def _at(found: Any, path: Sequence[str]) -> Any:
@@ -76,7 +96,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=32)
-    parser.add_argument("--seconds", type=float, default=8.0, help="of measuring each profile")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of measuring each profile")
     parser.add_argument("--prompts", type=Path, default=ROOT.parent / "shared" / "prompts" / "spec_bench.jsonl")
     arguments = parser.parse_args()
     rounds = []
@@ -124,23 +144,42 @@ def _median(values: Iterator[float | None]) -> str:
 
 def measure(requests: int, seconds: float, prompts: Path) -> dict[str, Sides]:
     """One round: profiles of this machine as it is now, each policy live, and simulated."""
-    found = {}
-    with tempfile.TemporaryDirectory() as folder:
-        steps, drafts = Path(folder) / "steps.json", Path(folder) / "drafts.json"
-        target, draft = str(MODELS / "tiny-target"), str(MODELS / "tiny-draft")
+    texts = read_prompts(prompts)
+    asked, others = texts[:requests], texts[requests : 2 * requests]
+    target, draft = str(MODELS / "tiny-target"), str(MODELS / "tiny-draft")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        steps, drafts = folder / "steps.json", folder / "drafts.json"
+        load, warm = _load(folder / "asked.jsonl", asked, TOKENS), _load(folder / "others.jsonl", others, WARM_TOKENS)
+        heard = _written(folder / "heard.jsonl", others[:HEARD])
         run("profile", "--model", target, "--out", str(steps), "--seconds", str(seconds))
-        run("profile", "--model", draft, "--drafter", "--out", str(drafts), "--seconds", str(seconds / 2.0))
-        for name in POLICIES:
-            with fleet(name) as drafter:
-                run(*_load(drafter.address, STREAMS, prompts))  # warm
-                before = cpu_seconds(drafter.process.pid)
-                live = json.loads(run(*_load(drafter.address, requests, prompts)).splitlines()[-1])
-                if name == "none":
-                    # A verdict comes and is passed on.
-                    message = (cpu_seconds(drafter.process.pid) - before) / (2 * live["tokens"])
-            profiles = json.loads(steps.read_text()), json.loads(drafts.read_text())
-            found[name] = Sides(live, simulated(name, *profiles, live, requests, message), message)
-    return found
+        live: dict[str, Live] = {}
+        for policy_name in POLICIES:
+            with fleet(policy_name) as (verifier, drafter):
+                run("bench", "--server", drafter.address, *warm)
+                live[policy_name] = _live(verifier, drafter, load)
+                if not drafts.exists():
+                    against = ("--drafter", "--verifier", verifier.address, "--prompts", heard)
+                    run("profile", "--model", draft, *against, "--out", str(drafts), "--seconds", str(seconds / 2.0))
+        profiles = json.loads(steps.read_text()), json.loads(drafts.read_text())
+    tokenizer = Tokenizer.from_folder(target)
+    prompt_tokens = round(statistics.fmean(len(tokenizer.encode(text)) for text in asked))
+    message = live["none"].message_seconds
+    return {
+        policy_name: Sides(
+            own.figures, simulated(policy_name, *profiles, own.chance, message, requests, prompt_tokens), message
+        )
+        for policy_name, own in live.items()
+    }
+
+
+def _live(verifier: DaemonProcess, drafter: DaemonProcess, load: Sequence[str]) -> Live:
+    before, used = scrape(verifier.said("metrics")), cpu_seconds(drafter.process.pid)
+    found = json.loads(run("bench", "--server", drafter.address, *load).splitlines()[-1])
+    used = cpu_seconds(drafter.process.pid) - used
+    meanwhile = Interval(before, scrape(verifier.said("metrics")))
+    right, wrong = (meanwhile.total(f"{VERIFIER}{kind}_tokens_total") or 0.0 for kind in ("accepted", "recovered"))
+    return Live(found, right / (right + wrong) if right else 0.0, used / (2 * found["tokens"]))
 
 
 def cpu_seconds(process: int) -> float:
@@ -150,8 +189,8 @@ def cpu_seconds(process: int) -> float:
 
 
 @contextmanager
-def fleet(name: str) -> Iterator[DaemonProcess]:
-    """The shipped pair under a policy; its drafter."""
+def fleet(name: str) -> Iterator[tuple[DaemonProcess, DaemonProcess]]:
+    """The shipped pair under a policy: verifier and drafter."""
     with ExitStack() as stack:
 
         def daemon(*words: str) -> DaemonProcess:
@@ -160,12 +199,18 @@ def fleet(name: str) -> Iterator[DaemonProcess]:
             return process
 
         verifier = daemon("verifier", "--model", str(MODELS / "tiny-target"), "--speculation", name)
-        yield daemon("drafter", "--model", str(MODELS / "tiny-draft"), "--verifier", verifier.address)
+        yield verifier, daemon("drafter", "--model", str(MODELS / "tiny-draft"), "--verifier", verifier.address)
 
 
-def _load(server: str, requests: int, prompts: Path) -> tuple[str, ...]:
-    load = ("--concurrency", str(STREAMS), "--requests", str(requests), "--max-tokens", str(TOKENS), "--ignore-eos")
-    return ("bench", "--server", server, *load, "--prompts", str(prompts), "--json")
+def _load(path: Path, prompts: Sequence[str], tokens: int) -> tuple[str, ...]:
+    """Of each of the prompts once, through a file."""
+    load = ("--concurrency", str(STREAMS), "--requests", str(len(prompts)), "--max-tokens", str(tokens), "--ignore-eos")
+    return (*load, "--prompts", _written(path, prompts), "--json")
+
+
+def _written(path: Path, prompts: Sequence[str]) -> str:
+    path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in prompts))
+    return str(path)
 
 
 def run(*words: str) -> str:
@@ -175,41 +220,55 @@ def run(*words: str) -> str:
 
 
 def simulated(
-    name: str, steps: dict[str, Any], drafts: dict[str, Any], live: dict[str, Any], requests: int, message: float
+    name: str,
+    steps: dict[str, Any],
+    drafts: dict[str, Any],
+    chance: float,
+    message: float,
+    requests: int,
+    prompt_tokens: int,
 ) -> dict[str, Any]:
-    """The same workload, request for request, with these profiles, messages that cost so many seconds, and the live fleet's
-    acceptance."""
-    rate = live["acceptance_rate"]
-    here = {"host": "here", "threads": os.cpu_count()}
+    """The same load with these profiles, guesses that are right with that chance, and messages that cost so many seconds;
+    means over seeds."""
     document = {
         "duration": LONGEST,
-        "hosts": {"here": {"processors": os.cpu_count(), "message_seconds": message}},
+        "hosts": {"here": {"processors": PROCESSORS, "message_seconds": message}},
         "tiers": {
             "drafter": {
                 "count": 1,
                 "streams": STREAMS,
                 "together": dict(zip(drafts["batches"], drafts["seconds_per_token"], strict=True)),
-                "acceptance": 0.0 if rate is None else each(rate, 4),
+                "acceptance": chance,
+                "confidence": drafts["confidence"],
                 "network": {"round_trip": ROUND_TRIP},
-                **here,
+                "host": "here",
+                "threads": DRAFTER_THREADS,
             }
         },
-        "verifiers": {"verifier": {"profile": {key: one for key, one in steps.items() if key != "source"}, **here}},
-        "workload": {"closed_loop": {"requests": requests}, "prompt_tokens": PROMPT_TOKENS, "output_tokens": TOKENS},
+        "verifiers": {
+            "verifier": {
+                "profile": {key: one for key, one in steps.items() if key != "source"},
+                "host": "here",
+                "threads": VERIFIER_THREADS,
+            }
+        },
+        "workload": {"closed_loop": {"requests": requests}, "prompt_tokens": prompt_tokens, "output_tokens": TOKENS},
     }
-    played = play(checked(document, Path("congruence.yaml")), policy(name), 0)
-    # As `specfleet bench` counts: from the first request's beginning to the last one's end.
-    seconds = max(row.issued + row.e2e for row in played.rows) - min(row.issued for row in played.rows)
-    return figures(played, 0.0) | {"tokens_per_s": played.total.tokens / seconds}
+    checked_document = checked(document, Path("congruence.yaml"))
+    played = [play(checked_document, policy(name), seed) for seed in SEEDS]
+    found = [figures(one, 0.0) for one in played]
+    return {
+        "tokens_per_s": statistics.fmean(map(_speed, played)),
+        "acceptance_rate": statistics.fmean(one["acceptance_rate"] or 0.0 for one in found),
+        **{key: {"p50": statistics.fmean(one[key]["p50"] for one in found)} for key in ("tpot_s", "ttft_s")},
+    }
 
 
-def each(rate: float, length: int) -> float:
-    """Chance of each token of which a share of `rate` is accepted in drafts of `length`: sum_j a^j = rate * length."""
-    low, high = 0.0, 1.0
-    for _ in range(50):
-        middle = (low + high) / 2.0
-        low, high = (middle, high) if sum(middle**j for j in range(1, length + 1)) < rate * length else (low, middle)
-    return low
+def _speed(played: Played) -> float:
+    """As `specfleet bench` counts: from the first request's beginning to the last one's end."""
+    return played.total.tokens / (
+        max(row.issued + row.e2e for row in played.rows) - min(row.issued for row in played.rows)
+    )
 
 
 if __name__ == "__main__":

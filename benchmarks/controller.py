@@ -111,7 +111,10 @@ class Load:
             for session, grant in grants.items():
                 if grant.mode is not Mode.LOCAL:
                     length = grant.length if grant.mode is Mode.ROUND else min(grant.length, 4)
-                    self.scheduler.drafted(session, length, True, self._now, tokens=length, seconds=0.005 * length)
+                    known = self._records[session].known
+                    self.scheduler.drafted(
+                        session, length, True, self._now, tokens=length, seconds=0.005 * length, confirmed=known
+                    )
             if step >= 50:
                 plans.append(planned)
                 commits.append(committed)

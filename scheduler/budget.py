@@ -35,10 +35,13 @@ class StepBudget:
         """Take a session that has one token to decode from, with as much of its draft as it was granted and fits, or at most
         `draft` tokens of it. `spare` tokens of the step stay for others."""
         behind = record.known - record.computed
-        drafted = min(record.offered, self.tokens if draft is None else draft) if record.drafted else 0
+        left = self.tokens - spare - behind
+        drafted = record.offered if record.drafted else 0
+        if draft is not None and draft < drafted:
+            drafted = draft
         if drafted:
-            drafted = min(drafted, self.tokens - spare - behind, self._room(record) - behind)
-        elif self.tokens - spare < behind:
+            drafted = min(drafted, left, self._room(record) - behind)
+        elif left < 0:
             return False
         return drafted >= 0 and self._take(record, behind, drafted, True)
 
@@ -46,7 +49,7 @@ class StepBudget:
         """Take all of these sessions, each with nothing but the token to decode from; or none, where not all fit."""
         size, count = self._page_size, len(records)
         lengths = [record.computed for record in records]
-        grown = sum([not length % size for length in lengths])
+        grown = len([1 for length in lengths if not length % size])
         if count > self.tokens or grown > self.free_pages:
             return False
         self.tokens -= count

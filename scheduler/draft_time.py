@@ -26,6 +26,9 @@ class DraftProfile(ProfileFile):
     """Share of a target's own greedy tokens that the model would have guessed; None where no verifier was asked."""
     best_length: int | None = None
     """Speculation length of most tokens per second for one session there; 0 is not to draft."""
+    confidence: float | None = None
+    """How well the model's confidence told right guesses from wrong ones there: the distance of their mean log-odds, in
+    standard deviations; 0 is not at all."""
 
     def __post_init__(self) -> None:
         # JSON knows lists only.
@@ -45,6 +48,10 @@ class DraftProfile(ProfileFile):
             raise ConfigurationError(f"draft profile: acceptance is {self.acceptance!r}, must be between 0 and 1")
         if self.best_length is not None and not (isinstance(self.best_length, int) and self.best_length >= 0):
             raise ConfigurationError(f"draft profile: best_length is {self.best_length!r}, must be tokens, 0 or more")
+        if self.confidence is not None and not 0.0 <= self.confidence < math.inf:
+            raise ConfigurationError(
+                f"draft profile: confidence is {self.confidence!r}, must be standard deviations, 0 or more"
+            )
         for seconds in self.seconds_per_token:
             if not (math.isfinite(seconds) and seconds > 0.0):
                 raise ConfigurationError(

@@ -42,13 +42,11 @@ class AcceptancePool:
 
     def __init__(self) -> None:
         self._sum = Discounted(POOL_HALF_LIFE, PRIOR * SHRINKAGE, SHRINKAGE)
-
-    @property
-    def rate(self) -> float:
-        return self._sum.accepted / self._sum.tested
+        self.rate = PRIOR
 
     def observe(self, accepted: int, tested: int) -> None:
         self._sum.observe(accepted, tested)
+        self.rate = self._sum.accepted / self._sum.tested
 
 
 class Acceptance:
@@ -60,16 +58,20 @@ class Acceptance:
         self._pool = pool
         self._sum = Discounted(HALF_LIFE)
         self.unguessed = 0
-        """Tokens that went by without a guess since it was last asked: with them, what is known of the session fades into what
-        is known of all, so that whoever was hopeless once is tried again."""
+        """Tokens that went by without a guess since the last one: with them, what is known of the session fades into what is
+        known of all, so that whoever was hopeless once is tried again."""
 
     @property
     def rate(self) -> float:
         """Shrunk to the pool, within [LOWEST, HIGHEST]."""
-        self._fade()
-        own = self._sum
-        rate = (own.accepted + SHRINKAGE * self._pool.rate) / (own.tested + SHRINKAGE)
-        return min(HIGHEST, max(LOWEST, rate))
+        own, kept = self._sum, self._kept
+        rate = (kept * own.accepted + SHRINKAGE * self._pool.rate) / (kept * own.tested + SHRINKAGE)
+        return LOWEST if rate < LOWEST else HIGHEST if rate > HIGHEST else rate
+
+    @property
+    def _kept(self) -> float:
+        """Share of what is known of the session that has not faded."""
+        return 2.0 ** (-self.unguessed / FADING) if self.unguessed else 1.0
 
     def verified(self, drafted: int, accepted: int) -> None:
         """A round: of `drafted` verified tokens the first `accepted` were right. No drafted token, no observation."""
@@ -78,19 +80,15 @@ class Acceptance:
             self.reported(accepted, tested)
             self._pool.observe(accepted, tested)
 
-    def _fade(self) -> None:
-        if self.unguessed:
-            keep = 2.0 ** (-self.unguessed / FADING)
-            self._sum.accepted *= keep
-            self._sum.tested *= keep
-            self.unguessed = 0
-
     def reported(self, accepted: int, tested: int) -> None:
         """`accepted` of `tested` guesses were right, as a drafter says of its shadow guesses in LOCAL. Nobody has verified
         that, so it is believed of this session only: others must not be moved by what one drafter says."""
         if 0 <= accepted <= tested and tested > 0:
-            self._fade()
-            self._sum.observe(accepted, tested)
+            own, kept = self._sum, self._kept
+            own.accepted *= kept
+            own.tested *= kept
+            self.unguessed = 0
+            own.observe(accepted, tested)
 
 
 def expected_tokens(acceptance: float, length: int) -> float:
@@ -102,36 +100,32 @@ def expected_tokens(acceptance: float, length: int) -> float:
 class Smoothed:
     """Exponential average of a positive quantity that ignores what cannot be and damps what hardly can."""
 
-    __slots__ = ("_share", "_value")
+    __slots__ = ("_share", "value")
     OUTLIER = 8.0
     """An observation counts as at most this many times the present value, either way."""
 
     def __init__(self, share: float, value: float = 0.0) -> None:
         """`share` of each new observation; `value` 0 means not known yet."""
         self._share = share
-        self._value = value
-
-    @property
-    def value(self) -> float:
-        return self._value
+        self.value = value
 
     def at_most(self, value: float) -> None:
         """It cannot be more than that."""
-        if not self._value or value < self._value:
+        if not self.value or value < self.value:
             self.observe(value)
 
     def observe(self, value: float) -> None:
         if not 0.0 < value < math.inf:
             return
-        known = self._value
+        known = self.value
         if known == 0.0:
-            self._value = value
+            self.value = value
             return
         if value > known * self.OUTLIER:
             value = known * self.OUTLIER
         elif value < known / self.OUTLIER:
             value = known / self.OUTLIER
-        self._value = known + self._share * (value - known)
+        self.value = known + self._share * (value - known)
 
 
 class Goodput:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from operator import attrgetter
 
-from scheduler.types import SessionRecord
-from specfleet.core.types import Mode
+from scheduler.types import ROUND, SessionRecord
 
 
 class Ready:
@@ -20,6 +19,7 @@ class Ready:
         self._decodes: dict[str, dict[int, SessionRecord]] = {}
         self._prefills: dict[int, SessionRecord] = {}
         self._targets = 0
+        self._weighted = 0
         self._dues: list[tuple[float, int]] = []
         """In order but for what was added since somebody asked. An entry counts only while its session is ready and due at
         that very time."""
@@ -37,6 +37,11 @@ class Ready:
     def targets(self) -> int:
         """How many are of a class that promises something."""
         return self._targets
+
+    @property
+    def weighted(self) -> int:
+        """How many are of a class whose tokens do not count as usual."""
+        return self._weighted
 
     @property
     def prefills(self) -> Mapping[int, SessionRecord]:
@@ -59,16 +64,20 @@ class Ready:
         dues, records = self._dues, self._records
         dues.sort()  # little is out of order, which sorting makes use of: less than a heap costs to take from and give back
         found: list[SessionRecord] = []
-        passed, following = 0, math.inf
-        for due, session in dues:
+        kept: list[tuple[float, int]] = []
+        last, passed, following = None, len(dues), math.inf
+        for place, entry in enumerate(dues):
+            due, session = entry
             record = records.get(session)
-            if record is not None and record.due == due and not (found and found[-1] is record):
-                if due >= time or len(found) == most:
-                    following = due
-                    break
-                found.append(record)
-            passed += 1
-        dues[:passed] = [(record.due, record.session) for record in found]
+            if record is None or record.due != due or record is last:
+                continue
+            if due >= time or len(found) == most:
+                passed, following = place, due
+                break
+            last = record
+            found.append(record)
+            kept.append(entry)
+        dues[:passed] = kept
         return found, following
 
     def add(self, record: SessionRecord) -> None:
@@ -78,6 +87,7 @@ class Ready:
         if session not in self._records:
             self._records[session] = record
             self._targets += record.promised
+            self._weighted += record.service.weight != 1.0
         elif session in self._prefills:
             del self._prefills[session]
         elif own is not None:
@@ -93,23 +103,26 @@ class Ready:
         else:
             own[session] = record
 
-    def again(self, record: SessionRecord) -> None:
-        """The same for one that is here already, as after most verdicts, with a token to decode from."""
-        session, own = record.session, self._decodes.get(record.identity.name)
-        if own is None or session not in own:
-            self.add(record)
-            return
-        if len(own) > 1:
-            del own[session]
-            own[session] = record
-        if record.due != math.inf:
-            self._dues.append((record.due, session))
+    def again(self, records: Iterable[SessionRecord]) -> None:
+        """`add` for those who are here already, as after most verdicts, with a token to decode from."""
+        decodes, dues = self._decodes, self._dues
+        for record in records:
+            session = record.session
+            try:
+                own = decodes[record.identity.name]
+                own[session] = own.pop(session)
+            except KeyError:  # it has just been prefilled
+                self.add(record)
+                continue
+            if record.due != math.inf:
+                dues.append((record.due, session))
 
     def discard(self, session: int) -> None:
         record = self._records.pop(session, None)
         if record is None:
             return
         self._targets -= record.promised
+        self._weighted -= record.service.weight != 1.0
         if self._prefills.pop(session, None) is None:
             own = self._decodes[record.identity.name]
             del own[session]
@@ -134,7 +147,7 @@ class ReadyQueue:
     def place(self, record: SessionRecord, now: float) -> None:
         """To be called whenever something has happened to the session."""
         session = record.session
-        if record.grant.mode is Mode.ROUND and record.waits and record.draft_deadline > now:
+        if record.grant.mode is ROUND and record.waits and record.draft_deadline > now:
             self._ready.discard(session)
             self._waiting[session] = record
             heapq.heappush(self._deadlines, (record.draft_deadline, session))
@@ -143,10 +156,9 @@ class ReadyQueue:
             self._waiting.pop(session, None)
         self._ready.add(record)
 
-    @property
-    def decoded(self) -> Callable[[SessionRecord], None]:
-        """`place` for a session that was in LOCAL and stays there: it waits for nobody, so it was ready and is again."""
-        return self._ready.again
+    def decoded(self, records: Iterable[SessionRecord]) -> None:
+        """`place` for sessions that waited for nobody and do not now, so that they were ready and are again."""
+        self._ready.again(records)
 
     def discard(self, session: int) -> None:
         self._ready.discard(session)
@@ -154,23 +166,26 @@ class ReadyQueue:
 
     def at(self, now: float) -> Ready:
         """Those that are ready now. Whoever has just stopped waiting for a draft has been ready since its deadline."""
-        while self._deadlines and self._deadlines[0][0] <= now:
-            record = self._expired(*heapq.heappop(self._deadlines))
-            if record is not None:
-                del self._waiting[record.session]
+        deadlines, waiting = self._deadlines, self._waiting
+        while deadlines and deadlines[0][0] <= now:
+            deadline, session = heapq.heappop(deadlines)
+            record = waiting.get(session)
+            if record is not None and record.draft_deadline == deadline:
+                del waiting[session]
                 self._ready.add(record)
-                record.ready_at = max(record.ready_at, record.draft_deadline)
+                record.ready_at = max(record.ready_at, deadline)
         return self._ready
 
     def next_deadline(self) -> float | None:
         """When the first of those who wait for a draft stops waiting."""
-        while self._deadlines and self._expired(*self._deadlines[0]) is None:
-            heapq.heappop(self._deadlines)
-        return self._deadlines[0][0] if self._deadlines else None
-
-    def _expired(self, deadline: float, session: int) -> SessionRecord | None:
-        record = self._waiting.get(session)
-        return record if record is not None and record.draft_deadline == deadline else None
+        deadlines = self._deadlines
+        while deadlines:
+            deadline, session = deadlines[0]
+            record = self._waiting.get(session)
+            if record is not None and record.draft_deadline == deadline:
+                return deadline
+            heapq.heappop(deadlines)
+        return None
 
     def check_integrity(self, records: Mapping[int, SessionRecord]) -> None:
         """Raises AssertionError unless everybody stands in exactly one place, and the right one."""
@@ -186,6 +201,7 @@ class ReadyQueue:
             one for _, one in due
         ]
         assert self._ready.targets == sum(records[session].service.targets for session in ready)
+        assert self._ready.weighted == sum(records[session].service.weight != 1.0 for session in ready)
         known = set(self._deadlines)
         for session, record in self._waiting.items():
             assert record.waits, record

@@ -15,7 +15,7 @@ from scheduler.estimators import Acceptance, AcceptancePool, Goodput, Smoothed
 from scheduler.identities import Identities, Identity, Share, jain
 from scheduler.ready import ReadyQueue
 from scheduler.step_time import UNPROFILED, StepProfile, StepShape, StepTimeModel
-from scheduler.types import ESTIMATE_SHARE, ItemOutcome, Outcome, Plan, PlanItem, SessionRecord
+from scheduler.types import ESTIMATE_SHARE, ROUND, ItemOutcome, Outcome, Plan, PlanItem, SessionRecord
 from scheduler.view import View
 from specfleet.core.errors import InvalidRequest
 from specfleet.core.step import PAGE_SIZE
@@ -153,7 +153,10 @@ class Scheduler:
         if record.promised:
             record.schedule()
         self._records[session] = record
-        return self._grant(record, self._speculation.opened(record, now) if can_draft else LOCAL, now)
+        record.grant = self._issued(self._speculation.opened(record, now)) if can_draft else LOCAL
+        record.told.append((known, now))
+        self._place(record, now)
+        return record.grant
 
     def drafted(
         self,
@@ -238,34 +241,26 @@ class Scheduler:
         """Learn from a step; returns the next grant of every session that got a verdict."""
         self.step_time.observe(outcome.shape or self._shape(outcome.items), outcome.seconds)
         self._view.step_seconds.observe(outcome.seconds)
-        verdicts, tokens, worth = self._learn(outcome, now)
+        records, tokens, worth = self._learn(outcome, now)
         self._speculation.stepped(outcome, now, worth)
         self._rate.observe(sum(tokens.values()), now)
         self._token_cost = self.step_time.coefficients[1] * self._rate.value
-        decided, decoded, grants = self._speculation.decided, self._queue.decoded, {}
-        for record, item in verdicts:
-            grant = decided(record, item, now) if record.can_draft else LOCAL
-            if grant is LOCAL is record.grant:
-                decoded(record)
-                grants[record.session] = LOCAL
-            else:
-                grants[record.session] = self._grant(record, grant, now)
+        grants = self._hand_out(records, self._speculation.decided_all(records, outcome, now), now)
         for identity, count in tokens.items():
             identity.committed(count, now)
         return grants
 
-    def _learn(
-        self, outcome: Outcome, now: float
-    ) -> tuple[list[tuple[SessionRecord, ItemOutcome]], dict[Identity, int], float | None]:
+    def _learn(self, outcome: Outcome, now: float) -> tuple[list[SessionRecord], dict[Identity, int], float | None]:
         """Count what the step did for each session. Returns those that got a verdict; the tokens of each identity; and what
         all tokens were worth, None for a step that prefilled."""
-        records, verdicts = self._records, []
+        every = self._records
+        records: list[SessionRecord] = []
         tokens: dict[Identity, int] = {}
         worth, prefilled = 0.0, False
-        for item in outcome.items:
-            session, fed, _, _, committed, _, _, _ = item
-            prefilled = prefilled or fed > 1 or not committed
-            record = records.get(session)
+        for session, fed, drafted, accepted, committed, pending, alternatives, waiting in outcome.items:
+            if fed > 1 or not committed:
+                prefilled = True
+            record = every.get(session)
             if record is None:
                 continue
             record.ready_at = now
@@ -276,9 +271,50 @@ class Scheduler:
             worth += record.worth * committed
             identity = record.identity
             tokens[identity] = tokens.get(identity, 0) + committed
-            record.committed(item, now)
-            verdicts.append((record, item))
-        return verdicts, tokens, None if prefilled else worth
+            record.known = known = record.known + committed
+            record.computed = known - 1  # the next step decodes from the newest token
+            record.drafted, record.alternatives, record.draft_complete = pending, waiting, False
+            record.told_before, record.told_at = record.told_at, now
+            record.emitted += committed
+            if record.first_at is None:
+                record.first_at = now
+            if drafted:
+                record.acceptance.verified(drafted, accepted)
+            elif record.can_draft:
+                record.acceptance.unguessed += committed
+            if record.promised:
+                record.schedule()
+                record.tokens_per_verdict.observe(committed)
+                record.verified_per_verdict.observe(1 + drafted + alternatives)
+            records.append(record)
+        return records, tokens, None if prefilled else worth
+
+    def _hand_out(self, records: Sequence[SessionRecord], grants: Sequence[Grant], now: float) -> dict[int, Grant]:
+        """Give sessions their grants, and their places among those who are ready or wait. Returns what they are given."""
+        given: dict[int, Grant] = {}
+        issued: dict[int, Grant] = {id(LOCAL): LOCAL}
+        """By the policy's own, of which there are few."""
+        on: list[SessionRecord] = []
+        """Those who waited for nobody and go on so, in turn; who waits or did is placed one by one."""
+        for record, chosen in zip(records, grants, strict=True):
+            before = record.grant
+            if chosen is LOCAL is before:
+                given[record.session] = LOCAL
+                on.append(record)
+                continue
+            grant = issued.get(id(chosen))
+            if grant is None:
+                grant = issued[id(chosen)] = self._issued(chosen)
+            given[record.session] = record.grant = grant
+            record.told.append((record.known, now))
+            if grant.mode is not ROUND is not before.mode:
+                on.append(record)
+                continue
+            self._queue.decoded(on)
+            on.clear()
+            self._place(record, now)
+        self._queue.decoded(on)
+        return given
 
     def _shape(self, items: Iterable[PlanItem | ItemOutcome]) -> StepShape:
         """Shape of a step, before its outcome is committed. Sessions closed meanwhile no longer say how long they were."""
@@ -298,15 +334,17 @@ class Scheduler:
         record.computed, record.ready_at = 0, now
         self._queue.place(record, now)
 
-    def _grant(self, record: SessionRecord, grant: Grant, now: float) -> Grant:
-        if grant.mode is not Mode.LOCAL:
-            grant = Grant(grant.mode, grant.length, self._alternatives, self._token_cost)
-        record.grant = grant
-        record.told.append((record.known, now))
-        if grant.mode is Mode.ROUND:
+    def _issued(self, grant: Grant) -> Grant:
+        """A policy's grant with what goes for everybody at present."""
+        if grant.mode is Mode.LOCAL:
+            return grant
+        return Grant(grant.mode, grant.length, self._alternatives, self._token_cost)
+
+    def _place(self, record: SessionRecord, now: float) -> None:
+        """With a new grant."""
+        if record.grant.mode is ROUND:
             record.draft_deadline = now + self._patience(record)
         self._queue.place(record, now)
-        return grant
 
     def _patience(self, record: SessionRecord) -> float:
         """Seconds that a round may wait for its draft: a drafter that has died must not hold up its user for long."""

@@ -27,9 +27,9 @@ calling numpy for four numbers costs ten times what they do."""
 FORGETTING = 0.998
 RIDGE = 0.02
 """Share of the information that the profile itself counts as."""
-BOUNDS = np.array([[0.2, 3.0], [0.05, 3.0], [0.2, 5.0], [0.2, 5.0]])
+BOUNDS = ((0.2, 3.0), (0.05, 3.0), (0.2, 5.0), (0.2, 5.0))
 """Each coefficient stays within these multiples of a measured profile's (algorithms.md, section 9)."""
-GUESS_BOUNDS = np.array([[1e-3, 1e3]] * 4)
+GUESS_BOUNDS = ((1e-3, 1e3),) * 4
 """Likewise where the profile is a guess."""
 ERROR_SHARE = 0.05
 PACE_SHARE = 0.15
@@ -157,23 +157,29 @@ class StepTimeModel:
         ]
         self._moment = [FORGETTING * old + one + ridge for old, one in zip(self._moment, row, strict=True)]
         if self.observed < SETTLED or self.observed % SOLVE_EVERY == 0:
-            self._scale = self._solve().tolist()
+            self._scale = self._solve()
         self._coefficients = self._scaled()
 
-    def _solve(self) -> Vector:
+    def _solve(self) -> list[float]:
         """Least squares within bounds: what would leave them is held there, and the rest solved again without it."""
-        information, moments = np.empty((4, 4)), np.array(self._moment)
+        rows = [[0.0] * 4 for _ in range(4)]
         for (i, j), value in zip(PLACES, self._information, strict=True):
-            information[i, j] = information[j, i] = value
-        held = np.zeros(4, dtype=bool)
-        scale = np.array(self._scale)
-        while not held.all():
-            free = ~held
-            moment = moments[free] - information[np.ix_(free, held)] @ scale[held]
-            scale[free] = np.linalg.solve(information[np.ix_(free, free)], moment)
-            within = np.clip(scale, self._bounds[:, 0], self._bounds[:, 1])
-            outside, scale = free & (within != scale), within
-            if not outside.any():
+            rows[i][j] = rows[j][i] = value
+        scale, free, held = list(self._scale), [0, 1, 2, 3], list[int]()
+        while free:
+            moment: Vector | list[float] = [self._moment[i] for i in free]
+            if held:
+                known = np.array([[rows[i][j] for j in held] for i in free]) @ np.array([scale[j] for j in held])
+                moment = moment - known
+            solved = np.linalg.solve([[rows[i][j] for j in free] for i in free], moment).tolist()
+            outside = []
+            for i, value in zip(free, solved, strict=True):
+                low, high = self._bounds[i]
+                scale[i] = min(high, max(low, value))
+                if scale[i] != value:
+                    outside.append(i)
+            if not outside:
                 break
-            held |= outside
+            held = sorted(held + outside)
+            free = [i for i in free if i not in outside]
         return scale

@@ -18,6 +18,8 @@ MOST_TOLD = 64
 """Verdicts on their way to a drafter and back."""
 YIELD_SHARE = 0.1
 """What a new verdict counts in a session's tokens per verdict."""
+ROUND, STREAM = Mode.ROUND, Mode.STREAM
+"""For what is asked of every verdict: an enum's members are looked up through its metaclass, which takes ten times as long."""
 
 
 @dataclass(slots=True)
@@ -62,6 +64,8 @@ class SessionRecord:
     service: ServiceClass = BEST_EFFORT
     promised: bool = False
     """Its class promises something."""
+    wish: Grant = LOCAL
+    """What the speculation policy would grant it, where it keeps that, until it is asked again."""
     worth: float = 0.0
     """What the speculation policy says a token of it counts, where it weighs tokens."""
     first_at: float | None = None
@@ -101,14 +105,14 @@ class SessionRecord:
     @property
     def waits(self) -> bool:
         """Whether it waits for its draft: only in ROUND, and only once it is prefilled."""
-        if self.grant.mode is not Mode.ROUND or self.known - self.computed > 1:
+        if self.grant.mode is not ROUND or self.known - self.computed > 1:
             return False
         return self.drafted < self.grant.length and not self.draft_complete
 
     @property
     def offered(self) -> int:
         """Drafted tokens that its next step should verify."""
-        return 0 if self.grant.mode is Mode.LOCAL else min(self.drafted, self.grant.length)
+        return min(self.drafted, self.grant.length)  # 0 in LOCAL
 
     @property
     def weight(self) -> float:
@@ -121,25 +125,6 @@ class SessionRecord:
         while told and told[0][0] <= confirmed:
             at = told.popleft()[1]
         return at
-
-    def committed(self, item: ItemOutcome, now: float) -> None:
-        """Count what a verdict brought."""
-        _, _, drafted, accepted, tokens, pending, alternatives, waiting = item
-        self.computed = self.known + tokens - 1
-        self.known += tokens  # the newest token is known but not computed: the next step decodes from it
-        self.drafted, self.alternatives, self.draft_complete = pending, waiting, False
-        self.told_before, self.told_at = self.told_at, now
-        self.emitted += tokens
-        if self.first_at is None:
-            self.first_at = now
-        if drafted:
-            self.acceptance.verified(drafted, accepted)
-        elif self.can_draft:
-            self.acceptance.unguessed += tokens
-        if self.promised:
-            self.schedule()
-            self.tokens_per_verdict.observe(tokens)
-            self.verified_per_verdict.observe(1 + drafted + alternatives)
 
     def schedule(self) -> None:
         """Work out when the next token is due. To be called where the class promises anything."""

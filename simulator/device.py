@@ -130,6 +130,9 @@ class Device:
         self.presence = Presence(tier.availability, rng)
         self.up = Way(up, network.jitter, network.bandwidth_up, random.Random(rng.getrandbits(64)))
         self.down = Way(down, network.jitter, network.bandwidth_down, random.Random(rng.getrandbits(64)))
+        self._daemon = EventLoop(host, message_seconds) if host is not None else None
+        self._users = EventLoop(host, message_seconds) if host is not None else None
+        """Their programs, which are told of every verdict."""
         self.speculator = ModelledSpeculator(
             Drift(tier, rng).of_time,
             tier.draft_seconds.draw(rng),
@@ -138,12 +141,9 @@ class Device:
             cold_start=tier.cold_start,
             together=profile(tier),
             confidence=tier.confidence,
-            host=host,
+            daemon=self._daemon,
             threads=tier.threads,
         )
-        self._daemon = EventLoop(host, message_seconds) if host is not None else None
-        self._users = EventLoop(host, message_seconds) if host is not None else None
-        """Their programs, which are told of every verdict."""
         self.tokens = 0
         """Delivered in the window."""
         self.busy = 0.0

@@ -1,8 +1,12 @@
 """A machine whose processors several daemons share, as on a developer's desk: what runs at the same time runs slower.
 
 Processor sharing: while more threads want to run than there are processors, all of them progress at the same rate,
-processors / threads. A step or a draft wants as many threads as it was measured with; each message costs the daemon that sends
-it and the one that receives it some time of their event loops, which handle one after another.
+processors / threads. A step or a draft wants as many threads as it was measured with.
+
+A daemon is one interpreter with an event loop and an engine's thread. Each message costs the daemon that sends it and the one
+that receives it some time of their loops, which handle one thing after another; so does a call of the engine, on its way there
+and when its result comes back. What waits for the loop meanwhile, such as verdicts to be sent, goes first: only one of the two
+has the interpreter, and the loop keeps it until it has nothing left to do. Once the engine computes it is outside of it.
 """
 
 from __future__ import annotations
@@ -16,16 +20,8 @@ from typing import Any
 
 from simulator.clock import BARE, wake
 
-
-class Threads:
-    """Of one engine or event loop. What is done on it together shares them."""
-
-    __slots__ = ("count", "works")
-
-    def __init__(self, count: float) -> None:
-        self.count = count
-        self.works = 0
-        """Pieces of work under way."""
+SWITCH_SECONDS = 0.005
+"""After which CPython takes the interpreter from a thread that others wait for (sys.getswitchinterval)."""
 
 
 class Host:
@@ -38,26 +34,18 @@ class Host:
         self._rate = 1.0
         self._threads = 0.0
         """That run or want to."""
-        self._ends: list[tuple[float, int, Threads, Callable[[], object]]] = []
+        self._ends: list[tuple[float, int, float, Callable[[], object]]] = []
         """A heap: of each piece of work, what will have been served when it is done, its threads, and whom to tell."""
         self._begun = 0
         self._timer: asyncio.TimerHandle | None = None
 
-    def begin(self, seconds: float, threads: Threads, done: Callable[[], object]) -> None:
-        """Work of so many seconds, if `threads` had the machine to themselves. It cannot be given up."""
+    def begin(self, seconds: float, threads: float, done: Callable[[], object]) -> None:
+        """Work of so many seconds, if all its threads had a processor. It cannot be given up."""
         self._catch_up()
         self._begun += 1
-        if not threads.works:
-            self._threads += threads.count
-        threads.works += 1
+        self._threads += threads
         heapq.heappush(self._ends, (self._served + seconds, self._begun, threads, done))
         self._plan()
-
-    async def work(self, seconds: float, threads: Threads) -> None:
-        """The same, waited for."""
-        done: asyncio.Future[None] = self._loop.create_future()
-        self.begin(seconds, threads, partial(wake, done))
-        await done
 
     def _catch_up(self) -> None:
         now = self._loop.time()
@@ -75,21 +63,21 @@ class Host:
         self._catch_up()
         end, _, threads, done = heapq.heappop(self._ends)
         self._served = max(self._served, end)
-        threads.works -= 1
-        if not threads.works:
-            self._threads = self._threads - threads.count if self._ends else 0.0
+        self._threads = self._threads - threads if self._ends else 0.0
         self._plan()
         done()
 
 
 class EventLoop:
-    """A daemon's: one message after another."""
+    """A daemon's: one message after another, and what passes between it and the engine's thread."""
 
     def __init__(self, host: Host, message_seconds: float) -> None:
         self._host = host
         self._seconds = message_seconds
-        self._thread = Threads(1.0)
+        self._loop = asyncio.get_running_loop()
         self._waiting: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        self._asked: deque[tuple[float, float, float, Callable[[], object]]] = deque()
+        """Calls of the engine that wait for the interpreter: since when, seconds, threads, and whom to tell."""
         self._busy = False
 
     def handle(self, then: Callable[..., object], *args: Any) -> None:
@@ -98,10 +86,26 @@ class EventLoop:
         if not self._busy:
             self._next()
 
+    def call(self, seconds: float, threads: float, done: Callable[[], object]) -> None:
+        """Have the engine compute for so many seconds on so many threads, then do that. One call at a time."""
+        self.handle(self._ask, seconds, threads, done)
+
+    async def called(self, seconds: float, threads: float) -> None:
+        """The same, waited for. Who stops waiting does not stop the engine."""
+        done: asyncio.Future[None] = self._loop.create_future()
+        self.call(seconds, threads, partial(wake, done))
+        await done
+
+    def _ask(self, seconds: float, threads: float, done: Callable[[], object]) -> None:
+        self._asked.append((self._loop.time(), seconds, threads, done))
+
     def _next(self) -> None:
+        if self._asked and (not self._waiting or self._loop.time() - self._asked[0][0] >= SWITCH_SECONDS):
+            _, seconds, threads, done = self._asked.popleft()
+            self._host.begin(seconds, threads, partial(self.handle, done))
         self._busy = bool(self._waiting)
         if self._waiting:
-            self._host.begin(self._seconds, self._thread, self._handled)
+            self._host.begin(self._seconds, 1.0, self._handled)
 
     def _handled(self) -> None:
         then, args = self._waiting.popleft()

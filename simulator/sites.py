@@ -19,7 +19,7 @@ from simulator.clock import sleep
 from simulator.config import Simulation, Tier, VerifierGroup
 from simulator.counters import Tally
 from simulator.engine import BatchShape, ModelledEngine
-from simulator.host import EventLoop, Host, Threads
+from simulator.host import EventLoop, Host
 from simulator.links import Link
 from simulator.machine import Machine
 from simulator.text import VOCABULARY
@@ -112,9 +112,9 @@ def build(
         for number in range(group.count):
             own = f"{name}-{number}" if group.count > 1 else name
             watch = Watch(own, tally, sink, clock)
-            make = _maker(own, group, machine, config, policy, shares, seeds.spawn(1)[0], watch, clock, host)
-            messages = EventLoop(host, config.hosts[group.host].message_seconds) if host is not None else None
-            sites.append(Site(own, name, group.gpus, watch, make, failed, messages))
+            daemon = EventLoop(host, config.hosts[group.host].message_seconds) if host is not None else None
+            make = _maker(own, group, machine, config, policy, shares, seeds.spawn(1)[0], watch, clock, daemon)
+            sites.append(Site(own, name, group.gpus, watch, make, failed, daemon))
     return sites
 
 
@@ -135,7 +135,7 @@ def _maker(
     seed: np.random.SeedSequence,
     watch: Watch,
     clock: Clock,
-    host: Host | None,
+    daemon: EventLoop | None,
 ) -> Callable[[], Process]:
     policy_seed, noise_seed = seed.spawn(2)
     settings = SchedulerConfig(
@@ -153,7 +153,7 @@ def _maker(
     limits = Limits(max_sessions=group.max_sessions, kv_tokens=group.kv_tokens, idle_seconds=1e9)
     model = ModelInfo("modelled", VOCABULARY, DIGEST, CONTEXT, (), service_classes=config.service_classes)
 
-    work = sleep if host is None else partial(host.work, threads=Threads(group.threads))
+    work = sleep if daemon is None else partial(daemon.called, threads=group.threads)
 
     def make() -> Process:
         engine = ModelledEngine(step_seconds, pages, prefix_cache=group.prefix_cache, work=work)

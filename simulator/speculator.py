@@ -11,9 +11,10 @@ from typing import Any
 from drafter.speculators import Guess
 from scheduler.draft_time import DraftProfile
 from simulator.clock import sleep
-from simulator.host import Host, Threads
+from simulator.host import EventLoop
 from simulator.recorded import Recorded
 from simulator.text import TOKENS, VOCABULARY, Truth
+from simulator.together import DraftEngine
 from specfleet.core.step import Confidence, StepResult, Stop
 from specfleet.core.types import SamplingParams
 
@@ -49,8 +50,9 @@ class ModelledSpeculator:
         "clock",
         "cold_start",
         "confidence",
+        "daemon",
         "draft_seconds",
-        "host",
+        "engine",
         "machine",
         "rng",
         "seconds",
@@ -71,13 +73,13 @@ class ModelledSpeculator:
         cold_start: float = 0.0,
         together: DraftProfile | None = None,
         confidence: float | None = None,
-        host: Host | None = None,
+        daemon: EventLoop | None = None,
         threads: float = 1.0,
     ) -> None:
         """`acceptance` by time: the chance that a guess is right, given that those before it are. `shared`: more than one
         generation at a time may draft here. `cold_start`: seconds that the first draft of all takes longer. `together`:
-        seconds per token by how many draft at once, instead of `draft_seconds`. `confidence`: see Tier. `host`: whose
-        processors it shares, on so many `threads`."""
+        seconds per token by how many draft at once, instead of `draft_seconds`. `confidence`: see Tier. `daemon`: the
+        drafter's, on a machine that others share; the model then computes on so many `threads` of it."""
         self.acceptance = acceptance
         self.draft_seconds = draft_seconds
         self.rng = rng
@@ -88,15 +90,17 @@ class ModelledSpeculator:
         self.machine = asyncio.Lock() if shared and together is None else None
         self.together = together
         self.confidence = confidence
-        self.host = host
-        self.threads = Threads(threads)
+        self.daemon = daemon
+        self.threads = threads
+        self.engine = DraftEngine(together, daemon, threads) if together is not None and daemon is not None else None
+        """Where machines are shared, who drafts together does so call by call; elsewhere each as if nobody came or went."""
         self.active = 0
         """Generations that draft just now."""
         self.clock = asyncio.get_running_loop().time
 
     def work(self, seconds: float) -> Awaitable[None]:
-        """Lets them pass. Who draft together share the threads of one engine."""
-        return sleep(seconds) if self.host is None else self.host.work(seconds, self.threads)
+        """Lets them pass."""
+        return sleep(seconds) if self.daemon is None else self.daemon.called(seconds, self.threads)
 
     def run(self, count: int) -> int:
         """How many of the next `count` guesses are right before the first that is not: one draw for all of them."""
@@ -187,6 +191,9 @@ class ModelledDrafting:
         """The machine's time for so many tokens. Whoever leaves in the middle has drafted what was finished by then."""
         own = self._speculator
         warming, own.cold_start = own.cold_start, 0.0
+        if own.engine is not None:
+            await self._work_together(own.engine, tokens, warming)
+            return
         own.active += 1
         # Who joins or leaves meanwhile is not looked at: drafts are short, and that evens out.
         each = own.draft_seconds if own.together is None else own.together.at(own.active)
@@ -203,6 +210,16 @@ class ModelledDrafting:
             own.active -= 1
         own.seconds += seconds
         self.drafted += tokens
+
+    async def _work_together(self, engine: DraftEngine, tokens: int, warming: float) -> None:
+        own = self._speculator
+        job, start = engine.draft(tokens, warming), own.clock()
+        try:
+            await job.done
+        finally:
+            own.seconds += own.clock() - start
+            self.drafted += job.made
+            self.stride = engine.stride
 
     async def score(self, text: Sequence[int], count: int) -> int | None:
         own = self._speculator

@@ -24,10 +24,11 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 
 from scheduler.batching.pause import worth_waiting
 from scheduler.budget import StepBudget
-from scheduler.identities import Identity
+from scheduler.estimators import HIGHEST
 from scheduler.ready import Ready
 from scheduler.types import SessionRecord
 from scheduler.view import View
@@ -41,8 +42,13 @@ AHEAD = 1.02
 CATCHING_UP = 1.15
 """Times its pace that a session which is late is to be given."""
 PROBE = 16
-OWN = -1
-"""Place of who stands for a token of its own, not for a drafted one."""
+OWN, UNKNOWN = -1, -2
+"""Places of who stand for tokens of their own, and for drafted ones that may be worth as much but were not looked at."""
+Run = tuple[float, Iterable[SessionRecord]]
+"""What an own token of each of some sessions counts, and the sessions."""
+Queue = tuple[float, Iterable[SessionRecord], Iterator[Run]]
+"""The first run of an identity, and the others."""
+NO_MORE: Iterator[Run] = iter(())
 PREFILL_SHARE = 2
 """One in so many of a step's tokens is kept for prefill while somebody waits for it."""
 
@@ -78,9 +84,9 @@ class Slo:
         step.take_starved(ready.oldest())
         soon, later = ready.due_before(step.critical, budget.tokens) if ready.targets else ([], math.inf)
         step.limit_by(soon, later)
-        required = [record for record in soon if step.cannot_wait(record)]
+        required = step.urgent(soon)
         step.take_required(required)
-        if budget.items and self._asks(step, required):
+        if budget.items and (self._asks(step, required) or step.full):
             return
         newcomers = any(record.due < math.inf and budget.fits(record) for record in ready.prefills.values())
         pacing = newcomers or any(step.late(record) and budget.fits(record) for record in soon)
@@ -120,69 +126,78 @@ class Turns:
     so this is exact.
 
     All sessions of an identity have its goodput, so they come in the order in which they became ready, and those of one worth
-    all at once: a heap holds the next session of each identity, and drafted tokens.
+    all at once, as a run: a heap holds the next run of each identity, and drafted tokens. Those of a run are looked at once it
+    could be their turn, and not before: where many wait for tokens of their own it never is.
     """
 
-    def __init__(
-        self,
-        decodes: Mapping[str, Mapping[int, SessionRecord]],
-        worth: Callable[[SessionRecord], float | None],
-        alike: bool = False,
-    ) -> None:
-        """`worth` of a session's own token; None for who takes no part. `alike`: it is the same for all of an identity and a
-        class."""
-        self._worth = worth
-        self._alike = alike
-        self._heap: list[tuple[float, int, int, Iterator[SessionRecord], SessionRecord]] = []
-        self._pushed = 0
-        for own in decodes.values():
-            queue = iter(own.values())
-            record, value = self._next(queue)
-            if record is not None:
-                self._push(value, OWN, queue, record)
+    def __init__(self, queues: Iterable[Queue]) -> None:
+        self._heap: list[tuple[float, int, int, tuple[Iterable[SessionRecord], Iterator[Run]] | None]] = [
+            (-worth, number, OWN, (run, others)) for number, (worth, run, others) in enumerate(queues)
+        ]
+        heapq.heapify(self._heap)
+        self._pushed = len(self._heap)
+        self._drafting: dict[int, tuple[float, list[int]]] = {}
+        """What an own token of a run was worth, and places of those in it whose drafted ones were not looked at."""
 
-    def share_out(self, tokens: int) -> list[tuple[SessionRecord, int]]:
-        """Who gets how many of `tokens` tokens; who is given one first comes first."""
+    def share_out(self, tokens: int) -> tuple[list[SessionRecord], list[int]]:
+        """Who gets some of `tokens` tokens, and how many; who is given one first comes first."""
         heap = self._heap
         records: list[SessionRecord] = []
         given: list[int] = []
         while tokens > 0 and heap:
-            negative, _, place, queue, record = heapq.heappop(heap)
-            if place != OWN:
+            negative, order, place, queue = heapq.heappop(heap)
+            if queue is not None:
+                run, runs = queue
+                taken = list(islice(run, tokens))
+                drafting = [one for one, record in enumerate(taken, len(records)) if record.drafted]
+                tokens -= len(taken)
+                records += taken
+                given += [1] * len(taken)
+                if drafting:
+                    self._pushed += 1
+                    self._drafting[self._pushed] = negative, drafting
+                    heapq.heappush(heap, (negative * HIGHEST, self._pushed, UNKNOWN, None))
+                for worth, following in runs:
+                    self._pushed += 1
+                    heapq.heappush(heap, (-worth, self._pushed, OWN, (following, runs)))
+                    break
+            elif place == UNKNOWN:
+                negative, drafting = self._drafting.pop(order)
+                for one in drafting:
+                    if records[one].offered:
+                        heapq.heappush(heap, (negative * records[one].acceptance.rate, order, one, None))
+            else:
+                record = records[place]
                 tokens -= 1
                 given[place] += 1
                 if given[place] <= record.offered:
-                    self._push(-negative * record.acceptance.rate, place, queue, record)
-                continue
-            following: SessionRecord | None = record
-            value = worth = -negative
-            while following is not None and value == worth and tokens > 0:
-                record = following
-                tokens -= 1
-                if record.drafted and record.offered:
-                    self._push(worth * record.acceptance.rate, len(given), queue, record)
-                records.append(record)
-                given.append(1)
-                following, value = self._next(queue, record, worth)
-            if following is not None:
-                self._push(value, OWN, queue, following)
-        return list(zip(records, given, strict=True))
+                    self._pushed += 1
+                    heapq.heappush(heap, (negative * record.acceptance.rate, self._pushed, place, None))
+        return records, given
 
-    def _push(self, worth: float, place: int, queue: Iterator[SessionRecord], record: SessionRecord) -> None:
-        self._pushed += 1
-        heapq.heappush(self._heap, (-worth, self._pushed, place, queue, record))
 
-    def _next(
-        self, queue: Iterator[SessionRecord], before: SessionRecord | None = None, value: float = 0.0
-    ) -> tuple[SessionRecord | None, float]:
-        """The next session of an identity that takes part, and what its own token is worth; that of `before` it is `value`."""
-        for record in queue:
-            if self._alike and before is not None and record.service is before.service:
-                return record, value
-            worth = self._worth(record)
-            if worth is not None:
-                return record, worth
-        return None, 0.0
+def queues_by_worth(
+    owns: Iterable[Mapping[int, SessionRecord]], worth: Callable[[SessionRecord], float | None]
+) -> list[Queue]:
+    """Where sessions of an identity differ in what an own token is worth; None for who takes no part."""
+    every = [_by_worth(own.values(), worth) for own in owns]
+    return [(*first, others) for others in every for first in islice(others, 1)]
+
+
+def _by_worth(records: Iterable[SessionRecord], worth: Callable[[SessionRecord], float | None]) -> Iterator[Run]:
+    run: list[SessionRecord] = []
+    before = 0.0
+    for record in records:
+        value = worth(record)
+        if value is None:
+            continue
+        if run and value != before:
+            yield before, run
+            run = []
+        run.append(record)
+        before = value
+    if run:
+        yield before, run
 
 
 def kept_for_prefill(prefills: Iterable[SessionRecord], tokens: int) -> int:
@@ -229,16 +244,31 @@ class Step:
             self.take(oldest)
 
     def limit_by(self, soon: Sequence[SessionRecord], later: float) -> None:
-        """The earliest time due that this step can still meet. `soon` are those due first, the next one is due `later`."""
-        self._limit = later if self._end + self._token <= later else math.inf
+        """The earliest time due that this step can still meet. `soon` are those due first, earliest first; the next one is due
+        `later`."""
+        end, token, cached, pair = self._end, self._token, self._cached, self._pair
+        limit = later if end + token <= later else math.inf
         for record in soon:
-            soonest = self._end + self._cost(record, record.behind)
-            due = record.due if soonest <= record.due else self._catching_up(record)
-            if soonest <= due < self._limit:
-                self._limit = due
+            due, known, computed = record.due, record.known, record.computed
+            if due >= limit:
+                break  # nor is anybody after it due before the limit
+            soonest = end + (
+                (known - computed) * (token + known * pair) + computed * cached
+            )  # `_cost` of all it waits for
+            if soonest > due:
+                due = self._catching_up(record)
+            if soonest <= due < limit:
+                limit = due
+        self._limit = limit
 
-    def cannot_wait(self, record: SessionRecord) -> bool:
-        return record.due - self._cost(record, record.behind - 1) < self._end + HORIZON * self._typical
+    def urgent(self, soon: Sequence[SessionRecord]) -> list[SessionRecord]:
+        """Those that cannot wait for another step."""
+        next_one = self._end + HORIZON * self._typical
+        return [
+            record
+            for record in soon
+            if record.due < next_one or record.due - self._cost(record, record.known - record.computed - 1) < next_one
+        ]
 
     def late(self, record: SessionRecord) -> bool:
         """Late, and of a class whose pace this verifier can keep at all."""
@@ -247,46 +277,48 @@ class Step:
 
     def take_in_turn(self, ready: Ready, pacing: bool) -> None:
         """What need not be in this step, as far as it fits: by worth; prefill; then what prefill has left."""
-
-        shares: dict[Identity, float] = {}
-        limited, taken = self.limited, self._taken
+        limited, taken, now, decodes = self.limited, self._taken, self._now, ready.decodes
+        shares: dict[str, float] = {}
+        for name, own in decodes.items():
+            identity = next(iter(own.values())).identity
+            shares[name] = identity.share.weight / (identity.goodput.at(now) or 1.0)
 
         def worth(record: SessionRecord) -> float | None:
-            if record.session in taken or (pacing and record.due - self._now > self._allowance(record)):
+            if record.session in taken or (pacing and record.due - now > self._allowance(record)):
                 return None
-            identity = record.identity
-            share = shares.get(identity)
-            if share is None:
-                share = shares[identity] = identity.share.weight / (identity.goodput.at(self._now) or 1.0)
-            weight = share * record.service.weight
+            weight = shares[record.identity.name] * record.service.weight
             # Where time is short, what a token takes of it counts, too.
             return weight / self._cost(record, 1) if limited else weight
 
+        if limited or pacing or taken or ready.weighted:
+            queues = queues_by_worth(decodes.values(), worth)
+        else:
+            queues = [(shares[name], own.values(), NO_MORE) for name, own in decodes.items()]
         spare = kept_for_prefill(ready.prefills.values(), self._budget.tokens)
-        given = Turns(ready.decodes, worth, alike=not (limited or pacing or taken)).share_out(
-            self._budget.tokens - spare
-        )
-        for record, tokens in given if limited else self._decode(given):
+        records, given = Turns(queues).share_out(self._budget.tokens - spare)
+        for record, tokens in zip(records, given, strict=True) if limited else self._decode(records, given):
             self.take(record, spare, tokens - 1)
         for record in ready.prefills.values():
             if self.full:
                 return
             self.take(record)
-        for own in ready.decodes.values():
+        for own in decodes.values():
             for record in own.values():
                 if self.full:
                     return
                 if worth(record) is not None:
                     self.take(record)
 
-    def _decode(self, given: Sequence[tuple[SessionRecord, int]]) -> Sequence[tuple[SessionRecord, int]]:
+    def _decode(self, records: Sequence[SessionRecord], given: Sequence[int]) -> Iterable[tuple[SessionRecord, int]]:
         """Take all to whom a single token was given at once, where no time is short; returns the others."""
-        single = [record for record, tokens in given if tokens == 1]
+        alone = given.count(1) == len(given)
+        single = records if alone else [record for record, tokens in zip(records, given, strict=True) if tokens == 1]
         if not self._budget.decode(single):
-            return given
+            return zip(records, given, strict=True)
         self._end = self._now + self._budget.shape.seconds(self._coefficients)
-        self._taken.update([record.session for record in single])
-        return [(record, tokens) for record, tokens in given if tokens > 1] if len(single) < len(given) else ()
+        if self._budget.tokens > 0:  # else nobody else is asked
+            self._taken.update([record.session for record in single])
+        return () if alone else [pair for pair in zip(records, given, strict=True) if pair[1] > 1]
 
     @property
     def full(self) -> bool:
@@ -322,8 +354,9 @@ class Step:
                 return False
             end = self._end + self._cost(record, chunk)
         else:
-            end = self._end + self._cost(record, behind + (record.offered if draft is None else draft))
-            if end > self._limit or not self._budget.verify(record, spare, draft):
+            wanted = record.offered if draft is None else draft
+            end = self._end + self._cost(record, behind + wanted)
+            if end > self._limit or not self._budget.verify(record, spare, wanted):
                 return False
         self._taken.add(record.session)
         self._end = end

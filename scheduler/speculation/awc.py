@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scheduler.estimators import Smoothed
-from scheduler.speculation.policy import no_argument
+from scheduler.speculation.policy import OneByOne, no_argument
 from scheduler.types import ItemOutcome, Outcome, SessionRecord
 from scheduler.view import View
 from specfleet.core.types import LOCAL, Grant, Mode
@@ -119,7 +119,7 @@ class _Session:
     tpot: Smoothed = field(default_factory=lambda: Smoothed(TPOT_SHARE))
 
 
-class Awc:
+class Awc(OneByOne):
     def __init__(self, view: View, network: Network) -> None:
         self._view = view
         self._network = network

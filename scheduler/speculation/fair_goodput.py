@@ -21,16 +21,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import NamedTuple
 
 import numpy as np
 
 from scheduler.batching.pause import NEAR
 from scheduler.speculation.governor import Governor, Way
-from scheduler.types import ItemOutcome, Outcome, SessionRecord
+from scheduler.types import ROUND, STREAM, ItemOutcome, Outcome, SessionRecord
 from scheduler.view import View
 from specfleet.core.errors import ConfigurationError
-from specfleet.core.types import LOCAL, Grant, Mode
+from specfleet.core.types import LOCAL, Grant
 
 LONGEST_STREAM = 16
 LONGEST_ROUND = 16
@@ -63,8 +64,8 @@ SPARE_PACE, CATCHING_UP = 1.03, 1.15
 HASTE = 4.0
 """The weight of who cannot be given its pace grows with this power of the shortfall, up to this shortfall."""
 
-ROUNDS = tuple(Grant(Mode.ROUND, length) for length in range(LONGEST_ROUND + 1))
-STREAMS = tuple(Grant(Mode.STREAM, length) for length in range(LONGEST_STREAM + 1))
+ROUNDS = tuple(Grant(ROUND, length) for length in range(LONGEST_ROUND + 1))
+STREAMS = tuple(Grant(STREAM, length) for length in range(LONGEST_STREAM + 1))
 
 
 class Offer(NamedTuple):
@@ -80,7 +81,8 @@ class Offer(NamedTuple):
 
     def value(self, weight: float, price: float) -> float:
         """(w m - price g) / R"""
-        return (weight * self.tokens - price * self.gpu_seconds) / self.seconds
+        _, tokens, gpu_seconds, seconds, _, _ = self
+        return (weight * tokens - price * gpu_seconds) / seconds
 
 
 @dataclass(slots=True)
@@ -169,16 +171,31 @@ class FairGoodput:
         self._may_draft = self._governor.drafting
 
     def decided(self, record: SessionRecord, outcome: ItemOutcome, now: float) -> Grant:
-        if (record.session + self._steps) % self._turns:
-            if not (self._may_draft or record.promised):
-                return LOCAL
-            held = self._held[record.session]
-            return self._granted(held.wished, held.paced)
+        return self._decided(record, now)
+
+    def _decided(self, record: SessionRecord, now: float) -> Grant:
         grant = self._choose(record, now)
         if record.interval:
             wished = self._held[record.session].wished
             self._governor.verdict(record.interval, wished.seconds, wished.settles)
         return grant
+
+    def decided_all(self, records: Sequence[SessionRecord], outcome: Outcome, now: float) -> list[Grant]:
+        """Those whose turn it is are decided anew, the others go on as they were, as far as the governor lets them."""
+        if self._may_draft:
+            grants = [record.wish for record in records]
+        else:
+            grants = [record.wish if record.promised and self._paces(record) else LOCAL for record in records]
+        turns, turn = self._turns, -self._steps % self._turns
+        for place in [place for place, record in enumerate(records) if record.session % turns == turn]:
+            if records[place].can_draft:
+                grants[place] = self._decided(records[place], now)
+        return grants
+
+    def _paces(self, record: SessionRecord) -> bool:
+        """Whether it had a pace to keep when it was decided."""
+        held = self._held.get(record.session)
+        return held is not None and held.paced
 
     def closed(self, record: SessionRecord) -> None:
         held = self._held.pop(record.session, None)
@@ -203,10 +220,10 @@ class FairGoodput:
         offer = wished if paced or self._may_draft else self._local(record)
         if held is not None:
             self._count(record, held, -1.0)
-        record.worth = weight
+        record.worth, record.wish = weight, wished.grant
         identity = record.identity
         share = weight / max(1, identity.sessions)
-        far = wished.grant.mode is Mode.STREAM and record.round_trip.value > FAR
+        far = wished.grant.mode is STREAM and record.round_trip.value > FAR
         self._held[record.session] = fresh = Holding(offer, wished, share, paced, rounds, far, crossings)
         self._count(record, fresh, 1.0)
         return self._granted(wished, paced)
@@ -219,18 +236,20 @@ class FairGoodput:
         """The offer of most value; but on the same side of ROUND as before unless the other one is clearly better, twice in a
         row. And how often in a row it was."""
         price = self.price
-        best = max(offers, key=lambda offer: offer.value(weight, price))
+        values = [offer.value(weight, price) for offer in offers]
+        most = max(values)
+        best = offers[values.index(most)]
         if held is None:
             return best, 0
-        was = held.wished.grant.mode is Mode.ROUND
-        if was == (best.grant.mode is Mode.ROUND):
+        was = held.wished.grant.mode is ROUND
+        if was == (best.grant.mode is ROUND):
             return best, 0
-        same = [offer for offer in offers if (offer.grant.mode is Mode.ROUND) == was]
+        same = [value for offer, value in zip(offers, values, strict=True) if (offer.grant.mode is ROUND) == was]
         if not same:
             return best, 0
-        stay = max(same, key=lambda offer: offer.value(weight, price))
-        value = stay.value(weight, price)
-        if best.value(weight, price) > value + (BETTER - 1.0) * abs(value):
+        value = max(same)
+        stay = offers[values.index(value)]
+        if most > value + (BETTER - 1.0) * abs(value):
             return (best, 0) if held.crossings else (stay, 1)
         return stay, 0
 
@@ -278,9 +297,10 @@ class FairGoodput:
     ) -> Offer:
         """The best length. Where others keep the verifier busy, a draft waits for the end of the step it has missed, so that
         rounds last whole steps; then value rises and falls with the length more than once."""
-        costs, price, rate, step = self._costs, self.price, record.acceptance.rate, self._costs.step
+        costs, price, rate = self._costs, self.price, record.acceptance.rate
+        step, token = costs.step, costs.token
         busy = self._busy if len(self._view.records) > 1 else 0.0
-        gpu = costs.token + costs.context * record.known
+        gpu = token + costs.context * record.known
         beyond, held = rate / (1.0 - rate), NEAR * costs.step_fixed
         away = trip
         tokens = survival = 1.0
@@ -288,9 +308,9 @@ class FairGoodput:
         for length in range(1, longest + 1):
             survival *= rate
             tokens += survival
-            gpu += costs.token
+            gpu += token
             away += draft
-            wait = busy * (math.ceil(away / step) * step - away) if busy and away > held else 0.0
+            wait = busy * (ceil(away / step) * step - away) if busy and away > held else 0.0
             seconds = away + wait + step
             value = (weight * tokens - price * gpu) / seconds
             if value > best:
@@ -314,7 +334,7 @@ class FairGoodput:
             tokens += survival
             gpu += costs.token
             away += draft
-            wait = busy * (math.ceil(away / step) * step - away) if away > NEAR * costs.step_fixed else 0.0
+            wait = busy * (ceil(away / step) * step - away) if away > NEAR * costs.step_fixed else 0.0
             seconds = away + wait + step
             yield Offer(ROUNDS[length], tokens, gpu, seconds, 1.0 + wait / step, seconds)
 
@@ -325,24 +345,24 @@ class FairGoodput:
         a row were guessed right, and then n drafted tokens are verified in each step until one is wrong. Of these two times
         it is made: `behind` steps with one token each, `ahead` steps with mu(n).
         """
-        costs, rate = self._costs, record.acceptance.rate
-        step = costs.step
+        costs, price, rate = self._costs, self.price, record.acceptance.rate
+        step, token, refused = costs.step, costs.token, 1.0 - rate
         if draft >= FASTEST_STREAM * step:
             return None
         catches_up = rate ** ((trip + step) / (step - draft))
         if catches_up < HOPELESS:
             return None
-        behind = (1.0 / catches_up - 1.0) / (1.0 - rate)
+        behind = (1.0 / catches_up - 1.0) / refused
         reach = step / draft - 1.0
-        own = costs.token + costs.context * record.known
+        own = token + costs.context * record.known
         best, found, survives = -math.inf, (1, 1.0, own), 1.0
         for length in range(1, LONGEST_STREAM + 1):
-            verified = min(float(length), reach)
+            verified = length if length < reach else reach
             survives = survives * rate if length <= reach else rate**reach
             share = 1.0 / (1.0 + behind * (1.0 - survives))  # of steps that are ahead
-            tokens = 1.0 - share + share * (1.0 - survives * rate) / (1.0 - rate)
-            gpu = own + costs.token * verified * share
-            value = weight * tokens - self.price * gpu
+            tokens = 1.0 - share + share * (1.0 - survives * rate) / refused
+            gpu = own + token * verified * share
+            value = weight * tokens - price * gpu
             if value <= best:
                 break
             best, found = value, (length, tokens, gpu)
@@ -359,16 +379,16 @@ class FairGoodput:
         self._using += share * gpu
         self._load += sign * gpu / seconds
         self._shares += sign * held.share
-        if held.wished.grant.mode is not Mode.LOCAL:
+        if held.wished.grant is not LOCAL:
             self._drafting += int(sign)
             self._rounds += int(sign) * held.rounds
             self._far += int(sign) * held.far
 
 
 def _rounds_would_do(offers: Sequence[Offer], wished: Offer) -> bool:
-    if wished.grant.mode is not Mode.STREAM:
+    if wished.grant.mode is not STREAM:
         return False
-    rate = max((one.tokens / one.seconds for one in offers if one.grant.mode is Mode.ROUND), default=0.0)
+    rate = max((one.tokens / one.seconds for one in offers if one.grant.mode is ROUND), default=0.0)
     return rate >= CLOSE * wished.tokens / wished.seconds
 
 

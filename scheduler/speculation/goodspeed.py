@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from scheduler.estimators import HIGHEST, LOWEST, PRIOR
-from scheduler.speculation.policy import LONGEST, length_of
+from scheduler.speculation.policy import LONGEST, OneByOne, length_of
 from scheduler.types import ItemOutcome, Outcome, SessionRecord
 from scheduler.view import View
 from specfleet.core.types import LOCAL, Grant, Mode
@@ -50,7 +50,7 @@ def share_out(budget: int, clients: Mapping[int, tuple[float, float]], longest: 
     return lengths
 
 
-class GoodSpeed:
+class GoodSpeed(OneByOne):
     def __init__(self, budget: int) -> None:
         self._budget = budget
         self._clients: dict[int, Client] = {}

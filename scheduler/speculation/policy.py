@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from scheduler.types import ItemOutcome, Outcome, SessionRecord
 from specfleet.core.errors import ConfigurationError
-from specfleet.core.types import Grant
+from specfleet.core.types import LOCAL, Grant
 
 LONGEST = 32
 """Longest grant any policy gives."""
@@ -26,13 +27,28 @@ class SpeculationPolicy(Protocol):
         """The grant after a verdict; the record's estimates know of it already."""
         ...
 
+    def decided_all(self, records: Sequence[SessionRecord], outcome: Outcome, now: float) -> Sequence[Grant]:
+        """The same for all of `records`, which got a verdict in this step, in order. Those that cannot draft stay in LOCAL."""
+        ...
+
     def closed(self, record: SessionRecord) -> None:
         """A session is gone."""
         ...
 
 
-class Memoryless:
-    """Base of policies that remember nothing of sessions."""
+class OneByOne:
+    """Base of policies that decide for each session apart."""
+
+    def decided(self, record: SessionRecord, outcome: ItemOutcome, now: float) -> Grant:
+        raise NotImplementedError
+
+    def decided_all(self, records: Sequence[SessionRecord], outcome: Outcome, now: float) -> Sequence[Grant]:
+        items = {item.session: item for item in outcome.items}
+        return [self.decided(record, items[record.session], now) if record.can_draft else LOCAL for record in records]
+
+
+class Memoryless(OneByOne):
+    """Base of those that remember nothing of sessions."""
 
     def stepped(self, outcome: Outcome, now: float, worth: float | None = None) -> None:
         pass

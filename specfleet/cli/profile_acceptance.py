@@ -48,6 +48,8 @@ class Acceptance:
     round_trip: float
     token_seconds: float
     """Of the verifier alone."""
+    confidence: float | None
+    """How well the model knows when it is right (`DraftProfile.confidence`)."""
 
     @property
     def rate(self) -> float:
@@ -57,17 +59,18 @@ class Acceptance:
 
 def measure(against: Against, model: str, engine: TorchEngine) -> Acceptance:
     """Let the verifier write, and look what `engine` would have guessed. Raises what the verifier refuses it with."""
-    from specfleet.profiling.acceptance import right_guesses
+    from specfleet.profiling.acceptance import guessed, told_apart
 
     heard = asyncio.run(_listen(against, model, engine.model.context_length))
-    texts = [found for one in heard if (found := right_guesses(engine, one))]
+    texts = [found for one in heard if (found := guessed(engine, one))]
     if not texts:
         raise ConfigurationError(
             f"--prompts: the verifier wrote nothing behind them that fits the draft model's context of "
             f"{engine.model.context_length} tokens; give shorter ones"
         )
     trip, pace = (statistics.median(values) for values in ((h.round_trip for h in heard), _paces(heard)))
-    return Acceptance(texts, trip, pace)
+    confidence = told_apart([place for text in texts for place in text])
+    return Acceptance([[place.right for place in text] for text in texts], trip, pace, confidence)
 
 
 def _paces(heard: Sequence[Heard]) -> list[float]:
@@ -130,4 +133,5 @@ def report(against: Against, found: Acceptance, profile: DraftProfile) -> DraftP
         f"rounds: best length {best}"
         + ("" if against.step_profile else ", if verifying a draft costs no more than a step")
     )
-    return replace(profile, acceptance=round(found.rate, 4), best_length=best)
+    confidence = None if found.confidence is None else round(found.confidence, 4)
+    return replace(profile, acceptance=round(found.rate, 4), best_length=best, confidence=confidence)

@@ -7,10 +7,12 @@ right in a row there would have been accepted. No draft crosses the network, and
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 from specfleet.core.clock import Clock
 from specfleet.core.errors import InternalError
@@ -82,8 +84,17 @@ async def listen(
     return Heard(tuple(text), len(prompt), trip, statistics.median(pauses) if pauses else 0.0)
 
 
-def right_guesses(engine: TorchEngine, heard: Heard) -> list[bool]:
-    """For each token behind the prompt, whether the model would have guessed it."""
+class Guessed(NamedTuple):
+    """One place of a text."""
+
+    right: bool
+    """The model would have guessed the token that stands there."""
+    odds: float
+    """Logarithm of the odds that the model gives its guess."""
+
+
+def guessed(engine: TorchEngine, heard: Heard) -> list[Guessed]:
+    """For each token behind the prompt, what the model would have guessed."""
     text, start = heard.tokens[: engine.model.context_length], heard.start
     if len(text) <= start:
         return []
@@ -95,10 +106,24 @@ def right_guesses(engine: TorchEngine, heard: Heard) -> list[bool]:
         engine.truncate(0, start - 1)
         rest = text[start - 1 : -1]
         logits = engine.forward([StepItem(0, rest, greedy, draft=len(rest) - 1)])
-        guesses = logits.argmax(-1).tolist()
+        best, guesses = logits.max(-1)
+        others = logits.scatter(-1, guesses[:, None], -math.inf).logsumexp(-1)
+        odds = (best - others).tolist()
     finally:
         engine.close(0)
-    return [guess == token for guess, token in zip(guesses, text[start:], strict=True)]
+    right = [guess == token for guess, token in zip(guesses.tolist(), text[start:], strict=True)]
+    return list(map(Guessed, right, odds))
+
+
+def told_apart(guesses: Sequence[Guessed]) -> float | None:
+    """How well a model's confidence tells its right guesses from its wrong ones: the distance of their mean log-odds, in
+    standard deviations of the two together; 0 at least. None where there are not two of each."""
+    both = [[one.odds for one in guesses if one.right is right] for right in (True, False)]
+    if min(map(len, both)) < 2:
+        return None
+    right, wrong = map(statistics.fmean, both)
+    spread = math.sqrt(sum(statistics.pvariance(odds) * len(odds) for odds in both) / len(guesses))
+    return max(0.0, right - wrong) / spread if spread else None
 
 
 def tokens_a_round(texts: Sequence[Sequence[bool]], length: int) -> float:

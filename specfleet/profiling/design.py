@@ -16,6 +16,11 @@ MOST_NEW = 9
 CONTEXTS = (32, 200, 600, 1500)
 LONG_SLOTS = 4
 """Only so many sequences reach beyond the longest but one: sums tell the terms apart, and every slot has to be prefilled."""
+CHUNKS = (32, 96, 256)
+"""New tokens of a prompt that is prefilled, alone and beside sequences that decode: rows by the hundred do not cost what a few
+more do."""
+BESIDE = 7
+"""Those sequences."""
 MIXED = 16
 """Steps whose sequences differ in length and new tokens, as in serving."""
 
@@ -55,7 +60,17 @@ def design(slots: int, levels: tuple[int, ...], rng: np.random.Generator) -> lis
         held = of_slot(count - 1, levels)
         uniform += [(count, new, context) for context in held for new in (1, MOST_NEW)]
     points = [Point(((new, context),) * count) for count, new, context in uniform]
+    points += [
+        Point(((chunk, levels[0]), *((1, base),) * beside))
+        for chunk in chunks(levels)
+        for beside in sorted({0, min(BESIDE, slots - 1)})
+    ]
     return list(dict.fromkeys((*points, *(_mixed(slots, levels, rng) for _ in range(MIXED)))))
+
+
+def chunks(levels: tuple[int, ...]) -> list[int]:
+    """Those of CHUNKS that fit behind the shortest of these contexts where the longest does."""
+    return [chunk for chunk in CHUNKS if levels[0] + chunk <= levels[-1] + MOST_NEW]
 
 
 def _mixed(slots: int, levels: tuple[int, ...], rng: np.random.Generator) -> Point:

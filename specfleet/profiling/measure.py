@@ -16,7 +16,7 @@ import numpy as np
 from specfleet.core.clock import Clock
 from specfleet.core.step import PAGE_SIZE, DraftEngine, StepItem
 from specfleet.core.types import SamplingParams
-from specfleet.profiling.design import MOST_NEW, SLOTS, Point, contexts, design, of_slot
+from specfleet.profiling.design import CHUNKS, MOST_NEW, SLOTS, Point, contexts, design, of_slot
 
 K = TypeVar("K", bound=Hashable)
 
@@ -50,7 +50,7 @@ def kv_cache_tokens() -> int:
     pages = sum(-(-max(of_slot(slot, longest)) // PAGE_SIZE) for slot in range(SLOTS))
     # Each context of a slot ends in a page of its own, and grows by the new tokens.
     own = sum(len(of_slot(slot, longest)) for slot in range(SLOTS)) * (2 + -(-MOST_NEW // PAGE_SIZE))
-    return (pages + own) * PAGE_SIZE
+    return (pages + own) * PAGE_SIZE + max(CHUNKS)
 
 
 async def measure_steps(subject: Subject, seconds: float, clock: Clock, progress: Progress) -> dict[Point, float]:
@@ -102,10 +102,11 @@ class _Bench:
                 done += len(chunk)
 
     def stepper(self, point: Point) -> Callable[[], Awaitable[float]]:
-        """A step of this shape; the guesses in it are random, so nearly all are refused."""
+        """A step of this shape; the guesses in it are random, so nearly all are refused. More new tokens than guesses can be
+        are a prompt's."""
         held = [(self._sequences[slot, context], context) for slot, (_, context) in enumerate(point.sequences)]
         items = [
-            StepItem(sequence, self._tokens(new), GREEDY, draft=new - 1)
+            StepItem(sequence, self._tokens(new), GREEDY, draft=new - 1 if new <= MOST_NEW else 0)
             for (sequence, _), (new, _) in zip(held, point.sequences, strict=True)
         ]
 
@@ -119,9 +120,9 @@ class _Bench:
         return run
 
     def drafter(self, batch: int, context: int) -> Callable[[], Awaitable[float]]:
-        """Seconds per token of a burst of drafting."""
+        """Seconds per token of a burst of drafting, with what drafters ask for to know when to stop."""
         held = [(self._sequences[slot, context], context) for slot in range(batch)]
-        items = [StepItem(sequence, self._tokens(1), GREEDY) for sequence, _ in held]
+        items = [StepItem(sequence, self._tokens(1), GREEDY, want_confidence=True) for sequence, _ in held]
 
         async def run() -> float:
             start = self._clock()

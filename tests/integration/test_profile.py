@@ -29,6 +29,7 @@ def test_a_drafters_profile_against_a_verifier(tmp_path: Path, capsys: pytest.Ca
         found, said = DraftProfile.load(out), capsys.readouterr().out
         assert found.acceptance is not None and 0.1 < found.acceptance < 0.95
         assert found.best_length is not None
+        assert found.confidence is not None and 0.2 < found.confidence < 3.0
         assert "tokens a round" in said and f"best length {found.best_length}" in said
         assert 0 == profile(TARGET, verifier.address, "--quantize", "none")
         assert 1.0 == DraftProfile.load(out).acceptance

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from scheduler.batching.slo import Turns
+from scheduler.batching.slo import Turns, queues_by_worth
 from scheduler.identities import UNLIMITED, Identity
 from scheduler.types import SessionRecord
 from specfleet.core.types import Grant, Mode
@@ -69,7 +69,8 @@ def test_the_tokens_shared_out_are_those_of_most_worth(seed: int) -> None:
     rng = np.random.default_rng(seed)
     decodes, worths = queues(rng)
     tokens = int(rng.integers(0, 30))
-    shared = Turns(decodes, lambda record: worths[record.session]).share_out(tokens)
+    owns = queues_by_worth(decodes.values(), lambda record: worths[record.session])
+    shared = list(zip(*Turns(owns).share_out(tokens), strict=True))
     total = sum(worths[one.session] * sum(one.acceptance.rate**j for j in range(count)) for one, count in shared)
     assert best_one_each_time(decodes, worths, tokens) == pytest.approx(total)
     assert sum(count for _, count in shared) <= tokens

@@ -179,7 +179,7 @@ class World:
                 session.identity.goodput.value = offer.tokens / offer.seconds
             load = sum(offer.gpu_seconds / offer.seconds for offer, _ in chosen.values())
             step += 0.2 * (self.fixed / (1.0 - min(0.95, load)) - step)
-            one.step_seconds._value = step
+            one.step_seconds.value = step
             policy.stepped(Outcome((), step), float(now))
         grants = [policy._held[session.session].offer.grant for session in self.sessions]
         final = [[grant.length + 16 * (grant.mode is Mode.STREAM)] for grant in grants]

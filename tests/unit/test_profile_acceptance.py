@@ -13,7 +13,7 @@ from specfleet.core.step import StepItem
 from specfleet.core.types import SamplingParams
 from specfleet.engine import EngineConfig, TorchEngine
 from specfleet.engine.testing import VOCABULARY, save_tiny_model
-from specfleet.profiling.acceptance import Costs, Heard, right_guesses, speeds, tokens_a_round
+from specfleet.profiling.acceptance import Costs, Guessed, Heard, guessed, speeds, tokens_a_round, told_apart
 
 GREEDY = SamplingParams(temperature=0.0)
 R, W = True, False
@@ -31,8 +31,8 @@ def test_guesses_are_those_that_a_draft_would_have(start: int, tmp_path: Path) -
             text.append(own if len(text) % 5 else (own + 1) % VOCABULARY)
             expected.append(bool((len(text) - 1) % 5))
         for _ in range(2):  # the second time the prefix cache has it
-            assert expected[start - 1 :] == right_guesses(engine, Heard(tuple(text), start, 0.0, 0.0))
-        assert [] == right_guesses(engine, Heard(tuple(text), 300, 0.0, 0.0))
+            assert expected[start - 1 :] == [one.right for one in guessed(engine, Heard(tuple(text), start, 0.0, 0.0))]
+        assert [] == guessed(engine, Heard(tuple(text), 300, 0.0, 0.0))
         engine.close(9)
         engine.check_integrity()
     finally:
@@ -66,15 +66,28 @@ def test_the_length_that_pays() -> None:
     assert [100.0, 200.0] == pytest.approx(speeds(right, Costs(0.0, 0.0, 0.01), 1))
 
 
+def test_how_well_a_model_knows_when_it_is_right() -> None:
+    """Two standard deviations apart; not told apart; the wrong way round; and where nothing is to be told apart."""
+
+    def guesses(right: list[float], wrong: list[float]) -> list[Guessed]:
+        return [Guessed(True, odds) for odds in right] + [Guessed(False, odds) for odds in wrong]
+
+    assert 2.0 == told_apart(guesses([0.0, 2.0], [-2.0, 0.0]))
+    assert 0.0 == told_apart(guesses([0.0, 2.0], [0.0, 2.0])) == told_apart(guesses([-2.0, 0.0], [0.0, 2.0]))
+    assert told_apart(guesses([1.0, 2.0], [1.0])) is told_apart(guesses([], [1.0, 2.0])) is None
+    assert told_apart(guesses([1.0, 1.0], [0.0, 0.0])) is None
+
+
 def test_a_profile_keeps_what_was_found(tmp_path: Path) -> None:
-    """Through its file; one of before has neither; what cannot be is refused."""
+    """Through its file; one of before has none of it; what cannot be is refused."""
     path = tmp_path / "draft.json"
-    DraftProfile((1,), (0.001,), "here", 0.5, 3).save(path)
-    assert (0.5, 3) == (DraftProfile.load(path).acceptance, DraftProfile.load(path).best_length)
+    DraftProfile((1,), (0.001,), "here", 0.5, 3, 0.75).save(path)
+    kept = DraftProfile.load(path)
+    assert (0.5, 3, 0.75) == (kept.acceptance, kept.best_length, kept.confidence)
     old = DraftProfile((1,), (0.001,))
-    assert old.acceptance is old.best_length is None
-    for wrong in ((1.5, 3), (0.5, -1), (0.5, 2.5)):
-        with pytest.raises(ConfigurationError, match=r"acceptance|best_length"):
+    assert old.acceptance is old.best_length is old.confidence is None
+    for wrong in ((1.5, 3), (0.5, -1), (0.5, 2.5), (0.5, 3, -0.1), (0.5, 3, float("inf"))):
+        with pytest.raises(ConfigurationError, match=r"acceptance|best_length|confidence"):
             DraftProfile((1,), (0.001,), "", *wrong)  # type: ignore[arg-type]
 
 

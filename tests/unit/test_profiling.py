@@ -12,7 +12,7 @@ import pytest
 from scheduler.step_time import StepShape
 from specfleet.core.errors import ConfigurationError
 from specfleet.core.step import StepItem, StepResult
-from specfleet.profiling.design import LONG_SLOTS, MOST_NEW, SLOTS, contexts, design, of_slot
+from specfleet.profiling.design import CHUNKS, LONG_SLOTS, MOST_NEW, SLOTS, contexts, design, of_slot
 from specfleet.profiling.fit import fit, mean_error
 from specfleet.profiling.measure import BATCHES, Subject, kv_cache_tokens, measure_drafting, measure_steps
 from support.engine import VOCABULARY, FakeEngine
@@ -59,17 +59,20 @@ def test_every_step_fits(slots: int, context_length: int) -> None:
     for point in points:
         assert 1 <= len(point.sequences) <= slots
         for slot, (new, context) in enumerate(point.sequences):
-            assert 1 <= new <= MOST_NEW
+            assert 1 <= new <= MOST_NEW or (new in CHUNKS and slot == 0)
             assert context in of_slot(slot, levels)
             assert new + context <= context_length
 
 
 def test_the_design_spans_what_is_promised() -> None:
-    """1 to 16 sequences, 1 to 9 new tokens, contexts of 32 to 1,500; only some slots hold the longest."""
+    """1 to 16 sequences, 1 to 9 new tokens or a chunk of a prompt, alone and beside others; contexts of 32 to 1,500, of which
+    only some slots hold the longest."""
     points = design(SLOTS, LEVELS, np.random.default_rng(0))
     sequences = [one for point in points for one in point.sequences]
     assert {1, 2, 4, 8, 16} <= {len(point.sequences) for point in points}
-    assert (1, MOST_NEW) == (min(new for new, _ in sequences), max(new for new, _ in sequences))
+    assert {*range(1, MOST_NEW + 1), *CHUNKS} == {new for new, _ in sequences}
+    for chunk in CHUNKS:
+        assert {1, 8} == {len(point.sequences) for point in points if point.sequences[0][0] == chunk}
     assert (32, 1500) == (min(context for _, context in sequences), max(context for _, context in sequences))
     assert 1500 not in of_slot(LONG_SLOTS, LEVELS)
 
@@ -104,7 +107,7 @@ def test_measuring_and_fitting_find_the_truth() -> None:
     measured = asyncio.run(measure_steps(subject(engine), 60.0, lambda: engine.now, told.append))
     profile = fit({point.shape: seconds for point, seconds in measured.items()})
     assert TRUTH == pytest.approx(profile.coefficients, rel=1e-3)
-    assert 60.0 <= engine.now < 61.0
+    assert 60.0 <= engine.now < 62.0
     assert told == sorted(told) and 1.0 == told[-1]
     assert {len(text) for text in engine.texts.values()} == set(LEVELS), "a sequence was not brought back"
 

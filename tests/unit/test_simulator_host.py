@@ -8,11 +8,20 @@ from typing import Any
 
 import pytest
 
+from scheduler.draft_time import DraftProfile
 from simulator import clock
 from simulator.baselines import policy
+from simulator.clock import wake
 from simulator.document import checked
-from simulator.host import EventLoop, Host, Threads
+from simulator.host import EventLoop, Host
 from simulator.play import Played, play
+from simulator.together import DraftEngine
+
+
+async def work(host: Host, seconds: float, threads: float) -> None:
+    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    host.begin(seconds, threads, lambda: wake(done))
+    await done
 
 
 def ends(processors: float, *works: tuple[float, float, float]) -> list[float]:
@@ -20,7 +29,7 @@ def ends(processors: float, *works: tuple[float, float, float]) -> list[float]:
 
     async def one(host: Host, at: float, seconds: float, threads: float) -> float:
         await asyncio.sleep(at)
-        await host.work(seconds, Threads(threads))
+        await work(host, seconds, threads)
         return asyncio.get_running_loop().time()
 
     async def everybody() -> list[float]:
@@ -48,29 +57,90 @@ def test_threads_share_processors(
     assert pytest.approx(expected) == ends(processors, *works)
 
 
-def test_work_that_nobody_waits_for_goes_on() -> None:
-    """An engine's step is not given up with the session that asked for it, and slows others to its end."""
+def test_an_engine_that_nobody_waits_for_goes_on() -> None:
+    """A step is not given up with the session that asked for it, and slows others to its end."""
 
     async def given_up() -> float:
         host = Host(1)
-        first = asyncio.create_task(host.work(1.0, Threads(1.0)))
+        first = asyncio.create_task(EventLoop(host, 0.0).called(1.0, 1.0))
         await asyncio.sleep(0.5)
         first.cancel()
-        await host.work(1.0, Threads(1.0))
+        await EventLoop(host, 0.0).called(1.0, 1.0)
         return asyncio.get_running_loop().time()
 
     assert pytest.approx(2.0) == clock.run(given_up())
 
 
-def test_what_an_engine_does_together_shares_its_threads() -> None:
-    """Three drafts of one batch want no more processors than one of them."""
+async def told(messages: int, seconds: float = 0.001) -> list[tuple[str, float]]:
+    """When a daemon's engine, asked for 10 ms, and so many messages that came just after that, are done."""
+    loop, seen, now = EventLoop(Host(2), seconds), [], asyncio.get_running_loop().time
 
-    async def drafted() -> float:
-        host, engine = Host(2), Threads(2.0)
-        await asyncio.gather(*(host.work(1.0, engine) for _ in range(3)))
-        return asyncio.get_running_loop().time()
+    def note(name: str) -> None:
+        seen.append((name, round(now(), 6)))
 
-    assert pytest.approx(1.0) == clock.run(drafted())
+    loop.call(0.01, 1.0, lambda: note("engine"))
+    for _ in range(messages):
+        loop.handle(note, "message")
+    await asyncio.sleep(1.0)
+    return seen
+
+
+def test_the_engine_begins_when_the_event_loop_rests() -> None:
+    """Asked in 1 ms, three messages in 3 ms, 10 ms of work beside which nothing happens, the result taken in in 1 ms."""
+    assert [("engine", 0.012)] == clock.run(told(0))
+    assert [("message", 0.002), ("message", 0.003), ("message", 0.004), ("engine", 0.015)] == clock.run(told(3))
+
+
+def test_the_engine_does_not_wait_for_ever() -> None:
+    """A loop that never rests has to let it begin after SWITCH_SECONDS; its result waits for its turn, behind 40 messages, and
+    not for 10 ms more."""
+    seen = clock.run(told(40))
+    assert 41 == len(seen)
+    assert ("engine", 0.042) == seen[-1]
+
+
+def drafts(*asked: tuple[float, int], give_up: int | None = None) -> list[tuple[float, int]]:
+    """When drafts of so many tokens, asked for at those moments of one engine, end, and how many tokens they got. A step takes
+    10 ms, and 1 ms for each text; messages nothing."""
+
+    async def one(engine: DraftEngine, number: int, at: float, tokens: int) -> tuple[float, int]:
+        await asyncio.sleep(at)
+        job = engine.draft(tokens)
+        if number == give_up:
+            job.done.cancel()
+        await asyncio.wait([job.done])
+        return round(asyncio.get_running_loop().time(), 6), job.made
+
+    async def everybody() -> list[tuple[float, int]]:
+        profile = DraftProfile((1, 2, 4), (0.011, 0.012, 0.014))
+        engine = DraftEngine(profile, EventLoop(Host(1), 0.0), 1.0)
+        return list(await asyncio.gather(*(one(engine, number, *ask) for number, ask in enumerate(asked))))
+
+    return clock.run(everybody())
+
+
+def test_drafts_are_made_together_call_by_call() -> None:
+    """Whoever asks while the engine computes is in the next call, which ends when the first of them has enough; at most eight
+    steps a call."""
+    assert [(0.044, 4)] == drafts((0.0, 4))
+    # The second and third: two steps together, then the third alone.
+    assert [(0.011, 1), (0.035, 2), (0.057, 4)] == drafts((0.0, 1), (0.001, 2), (0.002, 4))
+    # Whoever comes waits for eight steps of the ten, not for all; then two together, then two alone.
+    assert [(0.112, 10), (0.134, 4)] == drafts((0.0, 10), (0.001, 4))
+    # What was given up is not in the next call.
+    assert [(0.011, 1), (0.001, 0), (0.033, 2)] == drafts((0.0, 1), (0.001, 3), (0.002, 2), give_up=1)
+
+
+def test_guesses_ahead_are_asked_for_as_many_as_gather() -> None:
+    """One while the engine's pace is unknown, then those that it makes within 3 ms."""
+
+    async def strides() -> tuple[int, int]:
+        engine = DraftEngine(DraftProfile((1,), (0.0009,)), EventLoop(Host(1), 0.0), 1.0)
+        before = engine.stride
+        await engine.draft(2).done
+        return before, engine.stride
+
+    assert (1, 3) == clock.run(strides())
 
 
 def test_a_daemon_handles_one_message_after_another() -> None:

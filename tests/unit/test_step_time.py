@@ -59,8 +59,9 @@ def test_what_the_load_does_not_explore_stays_within_bounds_of_the_profile() -> 
         model.observe(shape, 0.5)
     assert 0.5 == pytest.approx(model.predict(shape), rel=0.01)
     scale = np.divide(model.coefficients, profile.coefficients)
-    pace = scale / np.clip(scale, BOUNDS[:, 0], BOUNDS[:, 1])
-    assert np.all(scale / pace.max() <= BOUNDS[:, 1] + 1e-9)
+    low, high = np.array(BOUNDS).T
+    pace = scale / np.clip(scale, low, high)
+    assert np.all(scale / pace.max() <= high + 1e-9)
 
 
 def test_a_machine_that_is_shared_for_a_while_is_noticed_within_steps() -> None:
