@@ -3,10 +3,11 @@
     python benchmarks/congruence.py [--rounds 5] [--requests 32]
 
 A verifier and a drafter with the shipped pair, eight streams of 64 tokens. In each round, in turn: `specfleet profile`
-measures step times, drafting speed and how well the draft model knows when it is right, and `specfleet bench` the fleet under
-each policy, warmed up with other prompts of the same kind. Then the simulator plays the same load with that round's profiles
-and the chance of a guess to be right that the fleet had, with several seeds. Nothing is fitted to the fleet's speed. The
-figures are medians over rounds of simulated over live: the machine is not the same from one to the next.
+measures step times and drafting speed, and `specfleet bench` the fleet under each policy, warmed up with other prompts of the
+same kind. Then the simulator plays the same load with that round's profiles and, of each text, which guesses are right: that
+follows from the models alone, which are asked for it, and so does how well the draft model knows when it is right. Nothing is
+fitted to the fleet's figures. They are compared with means over the simulator's seeds, and printed are medians over rounds, as
+the machine is not the same from one to the next.
 
 Verifier, drafter and load share this machine, which the simulator is told (`hosts`): how many processors there are, on how
 many threads the engines compute, and what a message costs a daemon. That is the drafter's processor time under target-only
@@ -36,17 +37,20 @@ from simulator.document import checked
 from simulator.figures import figures
 from simulator.play import Played, play
 from specfleet.bench.prompts import read_prompts
-from specfleet.bench.scrape import VERIFIER, Interval, scrape
 from specfleet.cli.processes import DaemonProcess
+from specfleet.core.step import PAGE_SIZE, StepItem
+from specfleet.core.types import SamplingParams
+from specfleet.engine import EngineConfig, TorchEngine
+from specfleet.profiling.acceptance import Heard, guessed, told_apart
 from specfleet.text import Tokenizer
 
 ANY = "127.0.0.1:0"
 POLICIES = ("none", "fixed:4", "stream", "fair-goodput")
 STREAMS, TOKENS = 8, 64
 WARM_TOKENS = 16
-HEARD = 6
-"""Texts that the verifier writes for the drafter's profile."""
-SEEDS = range(5)
+TRACE = "acceptance.txt"
+GREEDY = SamplingParams(temperature=0.0)
+SEEDS = range(10)
 PROCESSORS = os.cpu_count() or 1
 VERIFIER_THREADS, DRAFTER_THREADS = max(1, PROCESSORS // 2), 1
 """The daemons' own defaults, and those of `specfleet profile`."""
@@ -57,14 +61,19 @@ LONGEST = 600
 
 
 @dataclass(frozen=True, slots=True)
-class Live:
-    """What a fleet did."""
+class Texts:
+    """What the models say of the prompts, whatever fleet they are in."""
 
-    figures: dict[str, Any]
-    chance: float
-    """Of a guess to be right, given that those before it were; 0 where none was made."""
-    message_seconds: float
-    """Of the drafter's processor time, for each verdict that it took and passed on."""
+    prompt_tokens: int
+    """Mean."""
+    right: tuple[str, ...]
+    """Of each prompt's text, 1 for every token that the draft model would have guessed, else 0: an acceptance trace."""
+    confidence: float | None
+    """See `specfleet.profiling.acceptance.told_apart`."""
+
+    @property
+    def acceptance(self) -> float:
+        return "".join(self.right).count("1") / sum(map(len, self.right))
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,42 +153,54 @@ def _median(values: Iterator[float | None]) -> str:
 
 def measure(requests: int, seconds: float, prompts: Path) -> dict[str, Sides]:
     """One round: profiles of this machine as it is now, each policy live, and simulated."""
-    texts = read_prompts(prompts)
-    asked, others = texts[:requests], texts[requests : 2 * requests]
+    known = read_prompts(prompts)
+    asked, others = known[:requests], known[requests : 2 * requests]
     target, draft = str(MODELS / "tiny-target"), str(MODELS / "tiny-draft")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         steps, drafts = folder / "steps.json", folder / "drafts.json"
         load, warm = _load(folder / "asked.jsonl", asked, TOKENS), _load(folder / "others.jsonl", others, WARM_TOKENS)
-        heard = _written(folder / "heard.jsonl", others[:HEARD])
         run("profile", "--model", target, "--out", str(steps), "--seconds", str(seconds))
-        live: dict[str, Live] = {}
+        run("profile", "--model", draft, "--drafter", "--out", str(drafts), "--seconds", str(seconds / 2.0))
+        live, message = {}, 0.0
         for policy_name in POLICIES:
-            with fleet(policy_name) as (verifier, drafter):
+            with fleet(policy_name) as drafter:
                 run("bench", "--server", drafter.address, *warm)
-                live[policy_name] = _live(verifier, drafter, load)
-                if not drafts.exists():
-                    against = ("--drafter", "--verifier", verifier.address, "--prompts", heard)
-                    run("profile", "--model", draft, *against, "--out", str(drafts), "--seconds", str(seconds / 2.0))
+                used = cpu_seconds(drafter.process.pid)
+                own = live[policy_name] = json.loads(run("bench", "--server", drafter.address, *load).splitlines()[-1])
+                if policy_name == "none":
+                    # A verdict comes and is passed on.
+                    message = (cpu_seconds(drafter.process.pid) - used) / (2 * own["tokens"])
         profiles = json.loads(steps.read_text()), json.loads(drafts.read_text())
-    tokenizer = Tokenizer.from_folder(target)
-    prompt_tokens = round(statistics.fmean(len(tokenizer.encode(text)) for text in asked))
-    message = live["none"].message_seconds
-    return {
-        policy_name: Sides(
-            own.figures, simulated(policy_name, *profiles, own.chance, message, requests, prompt_tokens), message
-        )
-        for policy_name, own in live.items()
-    }
+        texts = asked_of_models(asked)
+        (folder / TRACE).write_text("\n".join(texts.right))
+        return {
+            policy_name: Sides(own, simulated(policy_name, *profiles, texts, message, folder), message)
+            for policy_name, own in live.items()
+        }
 
 
-def _live(verifier: DaemonProcess, drafter: DaemonProcess, load: Sequence[str]) -> Live:
-    before, used = scrape(verifier.said("metrics")), cpu_seconds(drafter.process.pid)
-    found = json.loads(run("bench", "--server", drafter.address, *load).splitlines()[-1])
-    used = cpu_seconds(drafter.process.pid) - used
-    meanwhile = Interval(before, scrape(verifier.said("metrics")))
-    right, wrong = (meanwhile.total(f"{VERIFIER}{kind}_tokens_total") or 0.0 for kind in ("accepted", "recovered"))
-    return Live(found, right / (right + wrong) if right else 0.0, used / (2 * found["tokens"]))
+def asked_of_models(prompts: Sequence[str]) -> Texts:
+    """The target's texts behind these prompts, and what the draft model would have guessed of them."""
+    tokenizer = Tokenizer.from_folder(str(MODELS / "tiny-target"))
+    encoded = [tokenizer.encode(text) for text in prompts]
+    room = sum(map(len, encoded)) + len(encoded) * (TOKENS + PAGE_SIZE)
+    target, draft = (
+        TorchEngine(EngineConfig(model=str(MODELS / model), kv_cache_tokens=room, threads=PROCESSORS, quantize=bits))
+        for model, bits in (("tiny-target", None), ("tiny-draft", "auto"))
+    )
+    for number in range(len(encoded)):
+        target.open(number, ())
+    rows = target.extend_sync([StepItem(number, ids, GREEDY) for number, ids in enumerate(encoded)], TOKENS)
+    found = [
+        guessed(draft, Heard((*ids, *(one.tokens[-1] for one in row)), len(ids), 0.0, 0.0))
+        for ids, row in zip(encoded, rows, strict=True)
+    ]
+    for engine in (target, draft):
+        engine.shutdown()
+    right = tuple("".join(str(int(place.right)) for place in text) for text in found)
+    prompt_tokens = round(statistics.fmean(map(len, encoded)))
+    return Texts(prompt_tokens, right, told_apart([place for text in found for place in text]))
 
 
 def cpu_seconds(process: int) -> float:
@@ -189,8 +210,8 @@ def cpu_seconds(process: int) -> float:
 
 
 @contextmanager
-def fleet(name: str) -> Iterator[tuple[DaemonProcess, DaemonProcess]]:
-    """The shipped pair under a policy: verifier and drafter."""
+def fleet(name: str) -> Iterator[DaemonProcess]:
+    """The shipped pair under a policy; its drafter."""
     with ExitStack() as stack:
 
         def daemon(*words: str) -> DaemonProcess:
@@ -199,18 +220,14 @@ def fleet(name: str) -> Iterator[tuple[DaemonProcess, DaemonProcess]]:
             return process
 
         verifier = daemon("verifier", "--model", str(MODELS / "tiny-target"), "--speculation", name)
-        yield verifier, daemon("drafter", "--model", str(MODELS / "tiny-draft"), "--verifier", verifier.address)
+        yield daemon("drafter", "--model", str(MODELS / "tiny-draft"), "--verifier", verifier.address)
 
 
 def _load(path: Path, prompts: Sequence[str], tokens: int) -> tuple[str, ...]:
     """Of each of the prompts once, through a file."""
-    load = ("--concurrency", str(STREAMS), "--requests", str(len(prompts)), "--max-tokens", str(tokens), "--ignore-eos")
-    return (*load, "--prompts", _written(path, prompts), "--json")
-
-
-def _written(path: Path, prompts: Sequence[str]) -> str:
     path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in prompts))
-    return str(path)
+    load = ("--concurrency", str(STREAMS), "--requests", str(len(prompts)), "--max-tokens", str(tokens), "--ignore-eos")
+    return (*load, "--prompts", str(path), "--json")
 
 
 def run(*words: str) -> str:
@@ -220,16 +237,10 @@ def run(*words: str) -> str:
 
 
 def simulated(
-    name: str,
-    steps: dict[str, Any],
-    drafts: dict[str, Any],
-    chance: float,
-    message: float,
-    requests: int,
-    prompt_tokens: int,
+    name: str, steps: dict[str, Any], drafts: dict[str, Any], texts: Texts, message: float, folder: Path
 ) -> dict[str, Any]:
-    """The same load with these profiles, guesses that are right with that chance, and messages that cost so many seconds;
-    means over seeds."""
+    """The same load with these profiles and texts, and messages that cost so many seconds; means over seeds. The texts'
+    acceptance trace is in `folder`."""
     document = {
         "duration": LONGEST,
         "hosts": {"here": {"processors": PROCESSORS, "message_seconds": message}},
@@ -238,8 +249,9 @@ def simulated(
                 "count": 1,
                 "streams": STREAMS,
                 "together": dict(zip(drafts["batches"], drafts["seconds_per_token"], strict=True)),
-                "acceptance": chance,
-                "confidence": drafts["confidence"],
+                "acceptance": texts.acceptance,
+                "acceptance_trace": TRACE,
+                "confidence": texts.confidence,
                 "network": {"round_trip": ROUND_TRIP},
                 "host": "here",
                 "threads": DRAFTER_THREADS,
@@ -252,10 +264,14 @@ def simulated(
                 "threads": VERIFIER_THREADS,
             }
         },
-        "workload": {"closed_loop": {"requests": requests}, "prompt_tokens": prompt_tokens, "output_tokens": TOKENS},
+        "workload": {
+            "closed_loop": {"requests": len(texts.right)},
+            "prompt_tokens": texts.prompt_tokens,
+            "output_tokens": TOKENS,
+        },
     }
-    checked_document = checked(document, Path("congruence.yaml"))
-    played = [play(checked_document, policy(name), seed) for seed in SEEDS]
+    simulation = checked(document, folder / "congruence.yaml")
+    played = [play(simulation, policy(name), seed, folder=folder) for seed in SEEDS]
     found = [figures(one, 0.0) for one in played]
     return {
         "tokens_per_s": statistics.fmean(map(_speed, played)),

@@ -107,7 +107,7 @@ class HostOf(Section):
 
     processors: Positive
     message_seconds: Seconds = 0.0
-    """Of one processor, that a daemon takes to send or to receive a message."""
+    """Of one processor, that a daemon takes to send or to receive a message, and to call its engine or to take in a result."""
 
 
 class Tier(Section):
@@ -145,7 +145,7 @@ class Tier(Section):
     host: str = ""
     """The machine of `hosts` that all its drafters, and their users' programs, run on; else each has one of its own."""
     threads: Positive = 1.0
-    """Threads that its drafting speed was measured with."""
+    """Threads of that machine that its drafting speed was measured with."""
     prompt_tokens: DrawnCount | None = None
     output_tokens: DrawnCount | None = None
     """Of its requests, where they differ from the workload's."""
