@@ -133,15 +133,15 @@ class Branch:
         """
         if version != self.version:
             return 0
-        tokens = [guess.token for guess in guesses]
-        behind = min(max(0, self.end - base), len(tokens))
-        if behind and tokens[:behind] != self.belief[base : base + behind]:
-            return 0
-        kept = guesses[behind:]
-        self.ahead += kept
-        self.belief += tokens[behind:]
-        self.survival *= math.prod([guess.chance for guess in kept])
-        return len(tokens) - behind
+        behind = min(len(self.belief) - base, len(guesses))
+        if behind > 0:
+            if [guess.token for guess in guesses[:behind]] != self.belief[base : base + behind]:
+                return 0
+            guesses = guesses[behind:]
+        self.ahead += guesses
+        self.belief += [guess.token for guess in guesses]
+        self.survival *= math.prod([guess.chance for guess in guesses])
+        return len(guesses)
 
     def contradicts(self, base: int, version: int, tokens: Sequence[int]) -> bool:
         """Whether `tokens`, guessed for positions from `base` on when the branch had `version`, are of no use by now. Reads

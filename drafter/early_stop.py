@@ -57,13 +57,13 @@ def features(confidence: Confidence, place: int, record: float) -> Features:
     `record`: share of this generation's newest labelled guesses that were right (guesses are right in runs)."""
     return (
         1.0,
-        _log_odds(min(max(confidence.chosen, 1e-4), 1.0 - 1e-4)),
+        _log_odds(confidence.chosen, 1e-4),
         confidence.entropy,
         confidence.margin,
         confidence.spread,
-        min(place, 16) / 8.0,
+        place / 8.0 if place < 16 else 2.0,
         0.0 if place else 1.0,
-        _log_odds(min(max(record, 0.02), 0.98)),
+        _log_odds(record, 0.02),
     )
 
 
@@ -80,7 +80,12 @@ def when_of_use(survival: float, count: int, lag: float, record: float) -> float
     return survival * max(record, survival ** (1.0 / count)) ** left if count and left > 0.0 else survival
 
 
-def _log_odds(chance: float) -> float:
+def _log_odds(chance: float, least: float) -> float:
+    """Of a chance within [`least`, 1 - `least`]."""
+    if chance < least:
+        chance = least
+    elif chance > 1.0 - least:
+        chance = 1.0 - least
     return math.log(chance / (1.0 - chance))
 
 
@@ -102,7 +107,7 @@ class Predictor:
     def chance(self, x: Features) -> float:
         """In (0, 1). Plain floats: an array costs more than the whole product."""
         score = sum(map(mul, self.weights, x))
-        return 1.0 / (1.0 + math.exp(-max(-30.0, min(30.0, score))))
+        return 1.0 / (1.0 + math.exp(30.0 if score < -30.0 else -30.0 if score > 30.0 else -score))
 
     def learn(self, x: Features, right: bool) -> None:
         p = self.chance(x)

@@ -41,8 +41,9 @@ class Middle:
             del ordered[bisect_left(ordered, newest.popleft())]
         newest.append(value)
         insort(ordered, value)
-        middle = len(ordered) // 2
-        self.value = ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2.0
+        count = len(ordered)
+        middle = count // 2
+        self.value = ordered[middle] if count % 2 else (ordered[middle - 1] + ordered[middle]) / 2.0
         self.observed_at = now
 
 

@@ -46,6 +46,8 @@ from specfleet.core.types import LOCAL, Grant, Mode
 
 log = logging.getLogger(__name__)
 
+ALONE, ROUND, STREAM = Mode.LOCAL, Mode.ROUND, Mode.STREAM
+"""Asked of every guess, and looked up through an enum's metaclass they take ten times as long."""
 FIRST_SHADOW, SHADOW_EVERY, SHADOW_TOKENS = 80, 128, 16
 """In LOCAL, after so many tokens, and every so many, the last so many are scored: one forward of a draft model each. Short
 texts are left alone: the draft model would have to read their prompt for it."""
@@ -217,11 +219,11 @@ class DraftingSession:
             self._observer.early_stop(verdict.accepted < verdict.drafted)
         self._stopped = False
         self._take_grant(verdict.grant, now)
-        if self._tracer is not None and verdict.mode is Mode.ROUND and verdict.drafted and self._answered_at >= since:
+        if self._tracer is not None and verdict.mode is ROUND and verdict.drafted and self._answered_at >= since:
             self._tracer.round(Phase.DRAFTING, since, self._answered_at, self._lane)
             self._tracer.round(Phase.WAITING, self._answered_at, now, self._lane)
             self._tracer.rounds += 1
-        if verdict.mode is Mode.ROUND:
+        if verdict.mode is ROUND:
             self._pace.round_seconds.observe(now - since)
             self._pace.round_tokens.observe(len(verdict.tokens))
         else:
@@ -258,7 +260,7 @@ class DraftingSession:
 
     def _shadows(self) -> bool:
         """Whether it is time to score what the verifier has written alone."""
-        if self._grant.mode is not Mode.LOCAL or not self._matches or self._mute:
+        if self._grant.mode is not ALONE or not self._matches or self._mute:
             return False
         return self._branch.known >= self._shadow_at
 
@@ -282,7 +284,7 @@ class DraftingSession:
     @property
     def _unanswered(self) -> bool:
         """The verifier waits for a draft."""
-        return self._grant.mode is Mode.ROUND and self._answered != self._branch.known
+        return self._grant.mode is ROUND and self._answered != self._branch.known
 
     @property
     def _length(self) -> int:
@@ -293,13 +295,14 @@ class DraftingSession:
         """How many more tokens to guess now."""
         branch, grant = self._branch, self._grant
         mode, ahead = grant.mode, len(branch.ahead)
+        unanswered = mode is ROUND and self._answered != branch.known
+        if not unanswered and (mode is ALONE or (mode is ROUND and not self._ahead)):
+            return 0
         # The verdict adds a token of the target's own, so the last one is never worth a guess.
         useful = 0 if self._mute else self._last - 1 - len(branch.belief)
-        if self._unanswered:
+        if unanswered:
             return 0 if self._enough() else min(self._length - ahead, useful)
-        if mode is Mode.LOCAL or (mode is Mode.ROUND and not self._ahead):
-            return 0
-        if self._hopeless(branch.survival, len(branch.ahead)):
+        if self._hopeless(branch.survival, ahead):
             return 0
         return min(self._bound(grant) - ahead, self._speculator.stride, useful)
 
@@ -314,7 +317,7 @@ class DraftingSession:
     def _hopeless(self, survival: float, count: int) -> bool:
         """Whether a branch of `count` guesses ahead, right with chance `survival`, is too doubtful for one more. In ROUND
         those of one draft are made together: only a whole one lets the verifier begin its round at once."""
-        if self._grant.mode is Mode.ROUND:
+        if self._grant.mode is ROUND:
             behind = count - self._drafted - 1  # the round's draft, and a guess at the verdict's own token
             if behind > 0 and behind % (self._length + 1):
                 return False
@@ -323,14 +326,14 @@ class DraftingSession:
 
     def _when_of_use(self, survival: float, count: int) -> float:
         """The chance that such a branch will be right when it can be of use: in STREAM that is ahead of the verifier."""
-        if self._grant.mode is not Mode.STREAM:
+        if self._grant.mode is not STREAM:
             return survival
         return when_of_use(survival, count, self._pace.lag, self._ledger.record)
 
     def _bound(self, grant: Grant) -> int:
         """How far beyond the confirmed text to guess: what one step may verify and the token it adds, and what is guessed
         while messages are on their way and the step is run. Without the latter whoever is far away would wait."""
-        lead = self._pace.lead if grant.mode is Mode.STREAM else self._pace.round_lead
+        lead = self._pace.lead if grant.mode is STREAM else self._pace.round_lead
         return min(MOST_AHEAD, self._length + 1 + (lead or self._length))
 
     async def _extend(self, drafting: Drafting, wanted: int) -> bool:
@@ -350,13 +353,14 @@ class DraftingSession:
             return False
         seconds = self._clock() - start
         self._spent += seconds
-        if guesses and begun:
-            self._pace.draft_seconds.observe(seconds / len(guesses), start + seconds)
+        count = len(guesses)
+        if count and begun:
+            self._pace.draft_seconds.observe(seconds / count, start + seconds)
         guesses = self._ledger.drafted(guesses, place, seconds, ahead, watch)
         kept = branch.land(base, version, guesses)
-        if kept < len(guesses):
-            self._ledger.discard("overtaken", guesses[: len(guesses) - kept])
-        return bool(guesses)
+        if kept < count:
+            self._ledger.discard("overtaken", guesses[: count - kept])
+        return count > 0
 
     async def _guess(self, drafting: Drafting, wanted: int, watch: Watch | None) -> list[Guess]:
         if wanted > 1 and self._stoppable:
@@ -396,30 +400,34 @@ class DraftingSession:
         """Send what was not sent yet; in ROUND with the word that no more will come, once per round, unless the verifier had
         all of the round before and has not waited. In STREAM nothing of a branch that will hardly be of use: each message
         takes the verifier's time."""
-        branch, grant, unanswered = self._branch, self._grant, self._unanswered
-        if grant.mode is Mode.LOCAL or not (unanswered or branch.sent < len(branch.ahead)):
+        branch, grant = self._branch, self._grant
+        mode, sent, ahead = grant.mode, branch.sent, len(branch.ahead)
+        if mode is ALONE:
             return
-        if grant.mode is Mode.STREAM and self._when_of_use(branch.survival, len(branch.ahead)) < LEAST_AHEAD:
+        unanswered = mode is ROUND and self._answered != branch.known
+        if not unanswered and sent == ahead:
             return
-        last = unanswered and (branch.sent < grant.length or not grant.length)
+        if mode is STREAM and self._when_of_use(branch.survival, ahead) < LEAST_AHEAD:
+            return
+        last = unanswered and (sent < grant.length or not grant.length)
         position, guesses = branch.unsent()
-        if grant.mode is Mode.ROUND:  # all that waits there when a round begins is its draft
-            guesses = guesses[: max(0, self._max_draft - branch.sent)]
-        now = self._clock()
+        if mode is ROUND:  # all that waits there when a round begins is its draft
+            guesses = guesses[: max(0, self._max_draft - sent)]
+        count, now = len(guesses), self._clock()
         if unanswered:
             self._answered, self._answered_at = branch.known, now
-            self._drafted = min(branch.sent + len(guesses), grant.length)
-            self._stopped = len(branch.ahead) < self._length and self._enough()
-        if not guesses and not last:
+            self._drafted = min(sent + count, grant.length)
+            self._stopped = ahead < self._length and self._enough()
+        if not count and not last:
             return
-        alternatives = self._alternatives(len(guesses))
+        alternatives = self._alternatives(count)
         q = None if self._matches else tuple(guess.q for guess in guesses if guess.q is not None)
-        branch.sent += len(guesses)
+        branch.sent += count
         self._sent_at = now
         await stream.send(
             Draft(
                 position=position,
-                tokens=tuple(branch.belief[position : position + len(guesses)]),
+                tokens=tuple(branch.belief[position : position + count]),
                 confirmed=branch.known,
                 last=last,
                 q=q or None,

@@ -162,7 +162,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         for _ in range(count):
             call = next_one()
             try:
-                call.context.run(call.callback, *call.args)
+                if call.context is BARE:
+                    call.callback(*call.args)
+                else:
+                    call.context.run(call.callback, *call.args)
             except (SystemExit, KeyboardInterrupt):
                 raise
             except BaseException as error:  # noqa: BLE001 (as asyncio's own loop does)

@@ -284,10 +284,9 @@ class _Run:
         begin = self._snapshot(devices)
         await self._until(config.duration)
         end = self._snapshot(devices)
-        last = config.duration + config.drain
-        now = asyncio.get_running_loop().time
-        while self._tasks and now() < last:
-            await asyncio.wait({*self._tasks, self._failure}, timeout=last - now(), return_when=asyncio.FIRST_COMPLETED)
+        if self._tasks:
+            patience = max(0.0, config.duration + config.drain - asyncio.get_running_loop().time())
+            await asyncio.wait({self._ended, self._failure}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
             self._raise()
         left = list(self._tasks)
         for task in left:

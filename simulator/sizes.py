@@ -18,15 +18,16 @@ OPENED = 300
 
 def size(message: VerifyRequest | VerifyResponse) -> int:
     """Bytes. Exact for drafts and verdicts of greedy or seeded text, which are all but a few messages."""
-    if isinstance(message, Verdict):
+    if isinstance(message, Draft):
+        body = _packed(len(message.tokens)) + _number(message.position) + _number(message.confirmed)
+        body += (2 if message.last else 0) + (5 if message.draft_seconds else 0)
+        if message.alternatives:
+            body += sum(3 + ID + _number(one.offset) for one in message.alternatives)
+    elif isinstance(message, Verdict):
         body = _packed(len(message.tokens)) + _number(message.position) + _number(message.drafted)
         grant = message.grant
         body += _number(message.accepted) + 4 + (2 if grant.length else 0) + 2
         body += (2 if grant.alternatives else 0) + (5 if grant.token_cost else 0)
-    elif isinstance(message, Draft):
-        body = _packed(len(message.tokens)) + _number(message.position) + _number(message.confirmed)
-        body += (2 if message.last else 0) + (5 if message.draft_seconds else 0)
-        body += sum(3 + ID + _number(one.offset) for one in message.alternatives)
     elif isinstance(message, Open):
         body = _packed(len(message.prompt)) + _packed(len(message.output)) + OPEN
     else:

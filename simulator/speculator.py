@@ -30,7 +30,7 @@ UNREAL = 7
 def confident(rate: float, right: bool, distance: float, rng: random.Random) -> Confidence:
     """A draft model's confidence in a guess: normal in log-odds of the token's probability, `distance` standard deviations
     higher where the guess is right. Its distribution is that of one likely token and a few even ones."""
-    likely = min(0.97, max(0.03, rate))
+    likely = 0.03 if rate < 0.03 else 0.97 if rate > 0.97 else rate
     odds = math.log(likely / (1.0 - likely)) + distance * (right - rate) + rng.gauss(0.0, 1.0)
     chosen = 1.0 / (1.0 + math.exp(-odds))
     rest = (1.0 - chosen) / OTHERS

@@ -52,9 +52,10 @@ class Truth:
         """Tokens at positions `start` to `end` (exclusive), neither before the end of the prompt."""
         first, last = start - self.start, end - self.start
         tokens = self.tokens
-        if len(tokens) < last:
+        missing = last - len(tokens)
+        if missing > 0:
             state, crc = self._state, zlib.crc32
-            while len(tokens) < last:
+            for _ in range(missing):
                 token = TOKENS[state % VOCABULARY]
                 tokens.append(token)
                 state = crc(ID_BYTES[token], state)

@@ -53,6 +53,7 @@ class Session:
         "_heard",
         "_last",
         "_left",
+        "_matches",
         "_pending",
         "_pending_chance",
         "_pending_q",
@@ -98,6 +99,7 @@ class Session:
         self.opened_at = self.first_at = self.last_at = 0.0
         """When it was submitted, and when its first and its newest token came."""
         self.sampling: SamplingParams = opening.sampling
+        self._matches = opening.sampling.match_rule
         self.can_draft = opening.can_draft
         self.draft_seconds = opening.draft_seconds_per_token
         self.round_trip = opening.round_trip_seconds
@@ -181,9 +183,9 @@ class Session:
             PositionGap: it begins beyond every token that is known, and no message can be under way that fills the gap.
             InvalidRequest: rejection sampling without the drafted tokens' distributions, or with alternatives.
         """
-        if draft.alternatives and not self.sampling.match_rule:
+        if draft.alternatives and not self._matches:
             raise InvalidRequest.field("alternatives", "must be empty where sampling has no seed")
-        if draft.tokens and draft.q is None and not self.sampling.match_rule:
+        if draft.q is None and draft.tokens and not self._matches:
             raise InvalidRequest.field("distributions", "is empty, must have one per token where sampling has no seed")
         dropped, self._stale = self._stale, 0
         if draft.confirmed < self._heard:
@@ -211,7 +213,7 @@ class Session:
 
     def take_draft(self, count: int) -> tuple[list[int], list[DraftDistribution] | None]:
         """The first `count` waiting tokens, for a step. They stay until `commit` says what became of them."""
-        q = None if self.sampling.match_rule else self._pending_q[:count]
+        q = None if self._matches else self._pending_q[:count]
         self._left = max(0, self.pending - count)
         return self._pending[:count], q
 
@@ -309,17 +311,17 @@ class Session:
 
     def _merge(self, draft: Draft) -> int:
         """Merge a draft into what waits; returns how many of its tokens were stale."""
-        known, start = len(self.tokens), draft.position
+        known, start, pending = len(self.tokens), draft.position, len(self._pending)
         if start <= draft.confirmed:
             # A drafter that was contradicted begins again behind the text that it has seen confirmed. Until it does, what
             # it sends goes on from what was wrong, however much of the text it may have seen meanwhile.
             self._contradicted = False
         elif self._contradicted:
             return _guesses(draft)
-        if start > known + self.pending:
+        if start > known + pending:
             if draft.confirmed >= known and not self._trimmed:
                 raise PositionGap(
-                    f"draft begins at position {start}, but only {known + self.pending} positions are known; "
+                    f"draft begins at position {start}, but only {known + pending} positions are known; "
                     f"send the tokens from {known} on"
                 )
             return _guesses(draft)
@@ -333,18 +335,18 @@ class Session:
     def _append(self, draft: Draft, known: int) -> int:
         """Put the part of a draft that lies at or behind position `known` into the waiting tokens; the newest word wins.
         Returns how many tokens it took the place of, or had none itself."""
-        skip = max(0, known - draft.position)
-        fresh, at = draft.tokens[skip:], max(0, draft.position - known)
-        if at < len(self._pending):
-            same = agreeing(self._pending[at:], fresh)
-            fresh, skip, at = fresh[same:], skip + same, at + same
+        pending, at = self._pending, draft.position - known
+        skip, at = (0, at) if at > 0 else (-at, 0)
+        if at < len(pending):
+            skip, at = skip + (same := agreeing(pending[at:], draft.tokens[skip:])), at + same
+        fresh = draft.tokens[skip:]
         if not fresh:
             return 0
         # A step that went beyond the room would be refused as a whole, everybody else's part of it included.
         room = max(0, min(MAX_PENDING, self._last - 1 - known) - at)
-        self._trimmed = len(fresh) > room
-        chances = _conditional(draft)[skip:][:room]
-        lost = max(0, len(self._pending) - at) + max(0, len(fresh) - room)
+        beyond = len(fresh) - room
+        self._trimmed = beyond > 0
+        lost = max(0, len(pending) - at) + max(0, beyond)
         if self._alternatives:
             lost += self._keep_alternatives(known, known + at)
         for one in draft.alternatives:
@@ -353,8 +355,8 @@ class Session:
                 there = known + at + place
                 self._alternatives[there] = (*self._alternatives.get(there, ()), one.token)
             lost += place >= room
-        self._pending[at:] = fresh[:room]
-        self._pending_chance[at:] = chances
+        pending[at:] = fresh[:room]
+        self._pending_chance[at:] = _conditional(draft)[skip : skip + room]
         if draft.q is not None:
             self._pending_q[at:] = draft.q[skip:][:room]
         return lost
