@@ -79,7 +79,8 @@ class Pace:
         step, draft = self.step_seconds.value, self.draft_seconds.value
         if not step or not draft:
             return 0.0
-        return (self.round_trip.value + step) / max(step - draft, LEAST_GAINED * step)
+        gained, least = step - draft, LEAST_GAINED * step
+        return (self.round_trip.value + step) / (gained if gained > least else least)
 
     @property
     def round_lead(self) -> int:

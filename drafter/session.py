@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from itertools import accumulate
 from operator import mul
 from typing import cast
@@ -362,10 +362,10 @@ class DraftingSession:
             self._ledger.discard("overtaken", guesses[: count - kept])
         return count > 0
 
-    async def _guess(self, drafting: Drafting, wanted: int, watch: Watch | None) -> list[Guess]:
+    def _guess(self, drafting: Drafting, wanted: int, watch: Watch | None) -> Awaitable[list[Guess]]:
         if wanted > 1 and self._stoppable:
-            return await cast(Stoppable, drafting).draft_until(self._branch.belief, wanted, self._stop(watch))
-        return await drafting.draft(self._branch.belief, wanted)
+            return cast(Stoppable, drafting).draft_until(self._branch.belief, wanted, self._stop(watch))
+        return drafting.draft(self._branch.belief, wanted)
 
     def _watch(self, wanted: int) -> Watch | None:
         """What looks at guesses as they are made, and in ROUND ends them."""

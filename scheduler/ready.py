@@ -9,6 +9,9 @@ from operator import attrgetter
 
 from scheduler.types import ROUND, SessionRecord
 
+STALE = 3
+"""More times due than so many a session are cleared of those that count no more."""
+
 
 class Ready:
     """Sessions that a step can do something for. Those of one identity that decode, and those that prefill, stand in the order
@@ -62,6 +65,8 @@ class Ready:
     def due_before(self, time: float, most: int) -> tuple[list[SessionRecord], float]:
         """Those that are due before `time`, the first `most` of them, earliest first; and when the next one after them is."""
         dues, records = self._dues, self._records
+        if len(dues) > STALE * len(records):  # of who is ahead of its pace, whose tokens are due long after they came
+            dues[:] = [(record.due, session) for session, record in records.items() if record.due != math.inf]
         dues.sort()  # little is out of order, which sorting makes use of: less than a heap costs to take from and give back
         found: list[SessionRecord] = []
         kept: list[tuple[float, int]] = []

@@ -99,10 +99,12 @@ class BatchLoop:
     def offer(self, session: Session, draft: Draft) -> None:
         """Take in a draft. Raises what `Session.offer` raises."""
         offered = session.offer(draft)
-        self._stale(offered.stale)
-        if session.number in self._sessions:
+        if offered.stale:
+            self._stale(offered.stale)
+        number = session.number
+        if number in self._sessions:
             self._scheduler.drafted(
-                session.number,
+                number,
                 session.pending,
                 session.complete,
                 self._clock(),

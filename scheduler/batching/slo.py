@@ -180,11 +180,11 @@ def queues_by_worth(
     owns: Iterable[Mapping[int, SessionRecord]], worth: Callable[[SessionRecord], float | None]
 ) -> list[Queue]:
     """Where sessions of an identity differ in what an own token is worth; None for who takes no part."""
-    every = [_by_worth(own.values(), worth) for own in owns]
+    every = [_runs(own.values(), worth) for own in owns]
     return [(*first, others) for others in every for first in islice(others, 1)]
 
 
-def _by_worth(records: Iterable[SessionRecord], worth: Callable[[SessionRecord], float | None]) -> Iterator[Run]:
+def _runs(records: Iterable[SessionRecord], worth: Callable[[SessionRecord], float | None]) -> Iterator[Run]:
     run: list[SessionRecord] = []
     before = 0.0
     for record in records:
@@ -283,15 +283,20 @@ class Step:
             identity = next(iter(own.values())).identity
             shares[name] = identity.share.weight / (identity.goodput.at(now) or 1.0)
 
+        def takes_part(record: SessionRecord) -> bool:
+            return record.session not in taken and not (pacing and record.due - now > self._allowance(record))
+
         def worth(record: SessionRecord) -> float | None:
-            if record.session in taken or (pacing and record.due - now > self._allowance(record)):
+            if not takes_part(record):
                 return None
             weight = shares[record.identity.name] * record.service.weight
             # Where time is short, what a token takes of it counts, too.
             return weight / self._cost(record, 1) if limited else weight
 
-        if limited or pacing or taken or ready.weighted:
+        if limited or ready.weighted:
             queues = queues_by_worth(decodes.values(), worth)
+        elif pacing or taken:
+            queues = [(shares[name], filter(takes_part, own.values()), NO_MORE) for name, own in decodes.items()]
         else:
             queues = [(shares[name], own.values(), NO_MORE) for name, own in decodes.items()]
         spare = kept_for_prefill(ready.prefills.values(), self._budget.tokens)
@@ -306,7 +311,7 @@ class Step:
             for record in own.values():
                 if self.full:
                     return
-                if worth(record) is not None:
+                if takes_part(record):
                     self.take(record)
 
     def _decode(self, records: Sequence[SessionRecord], given: Sequence[int]) -> Iterable[tuple[SessionRecord, int]]:
