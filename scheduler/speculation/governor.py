@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from scheduler.estimators import Smoothed
@@ -234,7 +234,7 @@ class Governor:
         self._size, self._present = size, True
         if size not in self._crowds:
             best = self._guess(size)
-            self._crowds[size] = Crowd(best, QUIET if best is Way.ALONE else FIRST_TRIAL)
+            self._crowds[size] = Crowd(best, QUIET if best is Way.ALONE else FIRST_TRIAL, trials=self._refused(size))
         self._before, self._tried = Smoothed(BEFORE_SHARE), 0.0
         self._open(self._crowds[size].best, now)
 
@@ -253,6 +253,15 @@ class Governor:
         """The crowd drafts in rounds only: whether streams are worth it must still be asked."""
         crowd = self._crowds.get(self._size)
         return crowd is not None and crowd.best is Way.ROUNDS
+
+    def _refused(self, size: int) -> dict[Way, Trial]:
+        """The trials of the next smaller crowd that was seen to do better alone: what was found there holds for more sessions,
+        too, and a crowd that grows should not find it anew at each size."""
+        for other in range(size - 1, -1, -1):
+            crowd = self._crowds.get(other)
+            if crowd is not None and crowd.tried:
+                return {way: replace(one) for way, one in crowd.trials.items()} if crowd.best is Way.ALONE else {}
+        return {}
 
     def _guess(self, size: int) -> Way:
         """Whether a crowd of unknown habits drafts, and how: the more there are, the less it pays. So does one half as large

@@ -78,6 +78,21 @@ def test_a_large_crowd_that_is_far_away_drafts_before_it_was_tried() -> None:
     assert drafted[True] > 80
 
 
+def test_a_crowd_that_grows_does_not_ask_anew_at_each_size() -> None:
+    """Drafting loses a sixth whatever the size: eight sessions find out, and thirty-two believe them for a while."""
+    governor, now, drafted = Governor(), 0.0, dict.fromkeys((8, 16, 32), 0.0)
+    for sessions in drafted:
+        end = now + 8.0
+        while now < end:
+            now += STEP
+            drafted[sessions] += STEP * governor.drafting
+            governor.verdict(STEP, STEP, STEP)
+            governor.stepped((0.85 if governor.drafting else 1.0) * STEP, sessions, True, now)
+
+    assert drafted[8] > 0.2
+    assert drafted[32] == 0.0
+
+
 def while_it_goes(governor: Governor, way: Way, rate: float, now: float, most: float = 5.0) -> float:
     """Steps that earn `rate` while the governor lets everybody go that way, `most` seconds. The time then."""
     end = now + most
