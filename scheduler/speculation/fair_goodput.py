@@ -41,9 +41,10 @@ PRICE_SHARE = 0.1
 """What a step's new price counts against the old one: prices that jump make step times oscillate."""
 AT_ONCE, BUSY_SHARE = 0.25, 0.05
 """A step that begins within this share of its duration after the last one follows at once; what one step counts."""
-DECISIONS = 16
-"""Of the verdicts of one step so many are decided anew, the others in their turn: what is believed of a session changes
-over dozens of tokens, and a step of hundreds of sessions should not wait."""
+DECISIONS, DECIDING, DECISION_SECONDS = 16, 0.01, 15e-6
+"""Of the verdicts of one step so many are decided anew, or as many as take this share of it, and the others in their turn:
+what is believed of a session changes over dozens of tokens, and a step of hundreds of sessions should not wait. But where
+steps are long, nobody should go on for many of them as an idle verifier suggested once."""
 FAR = 0.005
 """Seconds to a drafter and back from which on it is certainly on another machine."""
 CLOSE = 0.75
@@ -152,7 +153,8 @@ class FairGoodput:
         at_once = now - outcome.seconds - self._ended_at < AT_ONCE * outcome.seconds
         self._busy += BUSY_SHARE * (at_once - self._busy)
         self._ended_at = now
-        self._turns = max(1, -(-len(outcome.items) // DECISIONS))
+        decisions = max(DECISIONS, int(DECIDING / DECISION_SECONDS * outcome.seconds))
+        self._turns = max(1, -(-len(outcome.items) // decisions))
         load = min(BUSIEST, max(0.0, self._load))
         kappa_step = self._costs.step / (1.0 - load)
         price = kappa_step * self._earning / (1.0 + kappa_step * self._using)
@@ -165,9 +167,9 @@ class FairGoodput:
         as goodput does, which such a mean does not follow."""
         comparable = bool(worth) and self._drafting > 0 and self._shares > 0.0
         earned = worth / self._shares if worth and comparable else 0.0
-        most = 0.5 * self._drafting
-        rounds, far = self._rounds > most, self._far > most
-        self._governor.stepped(earned, len(self._view.records), comparable, now, rounds=rounds, far=far)
+        sessions = len(self._view.records)
+        rounds, far = self._rounds > 0.5 * self._drafting, self._far > 0.5 * sessions
+        self._governor.stepped(earned, sessions, comparable, now, rounds=rounds, far=far)
         self._may_draft = self._governor.drafting
 
     def decided(self, record: SessionRecord, outcome: ItemOutcome, now: float) -> Grant:

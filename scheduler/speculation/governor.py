@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from scheduler.estimators import Smoothed
@@ -33,10 +33,10 @@ SETTLING, SETTLING_INTERVALS = 0.2, 3.0
 who begins to draft has to get ahead first."""
 LONGEST_SETTLING = 2.0
 """Seconds at most until drafters that are far away have got ahead."""
-FIRST_TRIAL, COMMON_TRIAL, RAREST_TRIAL = 2.0, 16.0, 400.0
+FIRST_TRIAL, COMMON_TRIAL, RAREST_TRIAL = 2, 16.0, 400.0
 """Windows between trials: at first, where they lose little, and at most."""
-QUIET = 4.0
-"""Windows until the first trial of drafting in a crowd that began without."""
+QUIET = 4
+"""Windows until the first trial of drafting in a crowd that began without: what sessions wish has to find its level."""
 LARGE = 3
 """Of crowds from this size on (sessions, log 2) nobody drafts until it was tried."""
 SAME_CROWD = 0.75
@@ -73,7 +73,7 @@ class Way(Enum):
 class Trial:
     """When a way that is not the usual one is tried next."""
 
-    at: float
+    at: float = 0.0
     pause: float = FIRST_TRIAL
     """Windows until the one after that."""
 
@@ -87,14 +87,14 @@ class Crowd:
 
     best: Way
     """As far as is known."""
-    first: float
-    """When something else is tried for the first time."""
+    quiet: int
+    """Windows yet to be seen before something else is tried for the first time."""
     tried: bool = False
     """What is better is known."""
     trials: dict[Way, Trial] = field(default_factory=dict)
 
     def trial(self, way: Way) -> Trial:
-        return self.trials.setdefault(way, Trial(self.first))
+        return self.trials.setdefault(way, Trial())
 
     def learn(self, way: Way, ratio: float, now: float, window: float) -> None:
         """`way` earned so many times what is usual."""
@@ -111,16 +111,18 @@ class Crowd:
             trial.pause = min(rarest, growth * trial.pause)
         trial.put_off(now, window)
 
-    def trusts(self, now: float, window: float) -> bool:
+    def trusts(self) -> bool:
         """Nothing was tried yet, and nothing speaks for caution any more: begin with drafting after all."""
-        if self.tried or self.best is not Way.ALONE:
+        if self.tried or self.quiet > 0 or self.best is not Way.ALONE:
             return False
-        self.best, self.first = Way.FREE, now + FIRST_TRIAL * window
+        self.best, self.quiet = Way.FREE, FIRST_TRIAL
         self.trials.clear()
         return True
 
     def due(self, ways: Sequence[Way], now: float) -> Way | None:
         """Of the others that make sense, the one whose trial is due longest."""
+        if self.quiet > 0:
+            return None
         due = [way for way in ways if way is not self.best and self.trial(way).at <= now]
         return min(due, key=lambda way: self.trial(way).at) if due else None
 
@@ -136,6 +138,8 @@ class Governor:
         self._size = 0
         """Of the present crowd: about log2(sessions)."""
         self._present = False
+        self._far = False
+        """Drafters are on other machines than the verifier."""
         self._interval = Smoothed(0.05)
         self._wished = Smoothed(0.05)
         self._settles = Smoothed(0.05)
@@ -202,9 +206,7 @@ class Governor:
             return
         if last is None or not comparable:
             return
-        if far and self._crowds[self._size].trusts(now, self.window):
-            self._open(Way.FREE, now)
-            return
+        self._far = far
         self._settle()
         if last >= self._counted_from:
             self._earned += earned
@@ -232,8 +234,7 @@ class Governor:
         self._size, self._present = size, True
         if size not in self._crowds:
             best = self._guess(size)
-            quiet = QUIET if best is Way.ALONE else FIRST_TRIAL
-            self._crowds[size] = Crowd(best, first=now + quiet * self.window)
+            self._crowds[size] = Crowd(best, QUIET if best is Way.ALONE else FIRST_TRIAL, trials=self._refused(size))
         self._before, self._tried = Smoothed(BEFORE_SHARE), 0.0
         self._open(self._crowds[size].best, now)
 
@@ -244,7 +245,6 @@ class Governor:
         self._opened += gap
         self._counted_from += gap
         crowd = self._crowds[self._size]
-        crowd.first += gap
         for trial in crowd.trials.values():
             trial.at += gap
 
@@ -253,6 +253,15 @@ class Governor:
         """The crowd drafts in rounds only: whether streams are worth it must still be asked."""
         crowd = self._crowds.get(self._size)
         return crowd is not None and crowd.best is Way.ROUNDS
+
+    def _refused(self, size: int) -> dict[Way, Trial]:
+        """The trials of the next smaller crowd that was seen to do better alone: what was found there holds for more sessions,
+        too, and a crowd that grows should not find it anew at each size."""
+        for other in range(size - 1, -1, -1):
+            crowd = self._crowds.get(other)
+            if crowd is not None and crowd.tried:
+                return {way: replace(one) for way, one in crowd.trials.items()} if crowd.best is Way.ALONE else {}
+        return {}
 
     def _guess(self, size: int) -> Way:
         """Whether a crowd of unknown habits drafts, and how: the more there are, the less it pays. So does one half as large
@@ -278,6 +287,9 @@ class Governor:
             if self._tried:
                 self._compare(crowd, rate, now)
             self._before.observe(rate)
+            crowd.quiet -= 1
+            if self._far and crowd.trusts():
+                self._before = Smoothed(BEFORE_SHARE)
         trial = crowd.due(self._ways, now) if self._before.value > 0.0 and not self._tried else None
         self._open(trial or crowd.best, now)
 

@@ -62,13 +62,35 @@ def test_rounds_are_not_tried_where_they_promise_little() -> None:
         governor.stepped(STEP, 1, True, now, rounds=False)
 
 
-def test_a_large_crowd_drafts_at_once_where_it_is_far_away() -> None:
-    """Eight begin alone, since drafters beside the verifier may cost it more than they bring; these are not beside it."""
-    for far, begins in ((False, Way.ALONE), (True, Way.FREE)):
-        governor = Governor()
-        for step in range(1, 6):
-            governor.stepped(STEP, 8, True, step * STEP, far=far)
-        assert governor.way is begins
+def test_a_large_crowd_that_is_far_away_drafts_before_it_was_tried() -> None:
+    """Eight begin alone, since drafters beside the verifier may cost it more than they bring; these are not beside it. What
+    they wish is waited for, and then they need not be seen to earn more than without."""
+    drafted = {}
+    for far in (False, True):
+        governor, now, drafted[far] = Governor(), 0.0, 0
+        for _ in range(150):
+            now += STEP
+            governor.verdict(STEP, STEP, STEP)
+            governor.stepped(STEP, 8, True, now, far=far)
+            drafted[far] += governor.drafting
+
+    assert drafted[False] < 50
+    assert drafted[True] > 80
+
+
+def test_a_crowd_that_grows_does_not_ask_anew_at_each_size() -> None:
+    """Drafting loses a sixth whatever the size: eight sessions find out, and thirty-two believe them for a while."""
+    governor, now, drafted = Governor(), 0.0, dict.fromkeys((8, 16, 32), 0.0)
+    for sessions in drafted:
+        end = now + 8.0
+        while now < end:
+            now += STEP
+            drafted[sessions] += STEP * governor.drafting
+            governor.verdict(STEP, STEP, STEP)
+            governor.stepped((0.85 if governor.drafting else 1.0) * STEP, sessions, True, now)
+
+    assert drafted[8] > 0.2
+    assert drafted[32] == 0.0
 
 
 def while_it_goes(governor: Governor, way: Way, rate: float, now: float, most: float = 5.0) -> float:
