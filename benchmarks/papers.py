@@ -1,14 +1,15 @@
 """The papers' set-ups in the simulator: what they claim, and what our policies do there.
 
     python benchmarks/papers.py [--section wisp …] [--quick | --full] [--cells TEXT] [--policies NAME,…] [--paces N,…]
-        [--machine NAME]
+        [--machine NAME] [--seconds N]
 
 Sections: wisp (devices per card at a speed), smartspec (latency over load), planet (a grid of regimes), dsd (600 and 1,000
 drafters), goodspeed (fair shares). Figures are functions of configurations and seed, the same on every machine, so one run of
 each is a measurement and not a sample of the machine. Configurations are those that ship (`simulator/configs/`), made shorter:
 a section takes 2 to 25 minutes of one core; --quick plays a corner of each in about two, --full the files as they are, hours.
-Parts can be played alone: of planet the --cells whose names hold the text, of planet and smartspec some --policies beside ours
-and none ('' for no others), of wisp some --paces on one --machine.
+Parts can be played alone: of planet the --cells whose names hold the text (where no usual cell's does, of the whole grid), for
+so many --seconds, half of them warm-up; of planet and smartspec some --policies beside ours and none ('' for no others), of
+smartspec some --rates, of wisp some --paces on one --machine.
 docs/results.md says what the papers claim and why figures differ.
 """
 
@@ -33,7 +34,7 @@ from simulator.distributions import Distribution
 from simulator.document import Document, changed, checked, find, read
 from simulator.figures import figures
 from simulator.play import play
-from simulator.search import attainment, cells
+from simulator.search import Cell, attainment, cells
 
 OURS = "fair-goodput"
 PACES = (2, 4, 6, 8)
@@ -50,7 +51,7 @@ LONGEST = 8
 LEAST_REQUESTS = 200
 """That a run of SmartSpec's sweep issues and counts."""
 PLANET = {1: (0.05,), 8: (0.01, 0.05, 0.15), 64: (0.01,)}
-"""Clients, and the distances that are played with so many. 512 take a minute for each policy: --full plays them."""
+"""Clients, and the distances that are played with so many. 512 take a minute a policy: --full or --cells plays them."""
 SCALE = 10
 """But for --full, DSD's fleet has so many times fewer targets and drafters: each target's load is the same."""
 FAR = (0.05, 0.1, 0.2)
@@ -70,12 +71,14 @@ def main() -> int:
     parser.add_argument("--full", action="store_const", const="full", dest="size")
     parser.add_argument("--cells", default="", metavar="TEXT")
     parser.add_argument("--policies", type=lambda text: list(filter(None, text.split(","))), metavar="NAME,…")
+    parser.add_argument("--seconds", type=int, metavar="N")
+    parser.add_argument("--rates", type=lambda text: list(map(int, text.split(","))), metavar="N,…")
     parser.add_argument("--paces", type=lambda text: list(map(int, text.split(","))), metavar="N,…")
     parser.add_argument("--machine", choices=GUESSES)
     arguments = parser.parse_args()
     parts = {
-        "planet": {"only": arguments.cells, "others": arguments.policies},
-        "smartspec": {"others": arguments.policies},
+        "planet": {"only": arguments.cells, "others": arguments.policies, "seconds": arguments.seconds},
+        "smartspec": {"others": arguments.policies, "rates": arguments.rates},
         "wisp": {"paces": arguments.paces, "machine": arguments.machine},
     }
     report = Report("papers")
@@ -209,10 +212,12 @@ def capacity(own: Configuration, name: str, pace: float, guess: int, size: str) 
 # --- SmartSpec ---------------------------------------------------------------------------------------------------------
 
 
-def smartspec(report: Report, size: str, others: Sequence[str] | None = None) -> None:
+def smartspec(
+    report: Report, size: str, others: Sequence[str] | None = None, rates: Sequence[int] | None = None
+) -> None:
     """Median latency of requests over load; of ours, `none` and `others`."""
     own = Configuration("smartspec-load")
-    rates = (1, 8) if size == "quick" else (1, 4, 8, 16, 24, 32)
+    rates = rates or ((1, 8) if size == "quick" else (1, 4, 8, 16, 24, 32))
     names = (OURS, *(("smartspec", "fixed:4") if others is None else others), "none")
     rows = [["acceptance, requests/s: median s", *names, f"none / {OURS}"]]
     ratios: dict[tuple[float, int], float] = {}
@@ -230,13 +235,16 @@ def smartspec(report: Report, size: str, others: Sequence[str] | None = None) ->
             )
     table(rows)
     report.bar("smartspec: median latency against none, worst load", 1.0 / min(ratios.values()), 1.02, at_most=True)
-    report.bar("smartspec: times better than none, 1 request/s, acceptance 0.8", ratios[0.8, 1], 2.5)
+    if 1 in rates:
+        report.bar("smartspec: times better than none, 1 request/s, acceptance 0.8", ratios[0.8, 1], 2.5)
 
 
 # --- planet ------------------------------------------------------------------------------------------------------------
 
 
-def planet(report: Report, size: str, only: str = "", others: Sequence[str] | None = None) -> None:
+def planet(
+    report: Report, size: str, only: str = "", others: Sequence[str] | None = None, seconds: int | None = None
+) -> None:
     """Geometric mean tokens/s of every policy, or of ours, `none`, `stream` and `others`, in every cell of the grid whose name
     holds `only`; ours against none and the best other."""
     own = Configuration("planet")
@@ -246,9 +254,7 @@ def planet(report: Report, size: str, only: str = "", others: Sequence[str] | No
     published = [name for name in names if name not in (OURS, "stream")]
     print(f"{'costs, drafters, clients, ms':38}{' '.join(f'{name:>12}' for name in names)}  /none  /best", flush=True)
     shares: dict[str, list[float]] = {"none": [], "published": [], "stream": []}
-    for labels, changes in _planet_cells(own, size):
-        if only not in labels:
-            continue
+    for labels, changes in _planet_cells(own, size, only, seconds):
         speeds = {name: own.play(name, changes)["geomean_tokens_per_s"] or 0.0 for name in names}
         best = max(published, key=speeds.__getitem__)
         for key, other in (("none", "none"), ("published", best), ("stream", "stream")):
@@ -270,18 +276,31 @@ def planet(report: Report, size: str, only: str = "", others: Sequence[str] | No
             report.figures[f"planet: cells below 0.98 of {against}"] = sum(one < 0.98 for one in shares[key])
 
 
-def _planet_cells(own: Configuration, size: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _planet_cells(
+    own: Configuration, size: str, only: str, seconds: int | None
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Name and changes of each cell that is played."""
-    for cell in cells(own.document, own.path):
-        costs, drafters = cell.labels["costs"], cell.labels["drafters"]
-        clients, trip = cell.labels["tiers.edge.count"], cell.labels["tiers.edge.network.round_trip"]
-        usual = trip in PLANET.get(clients, ())
-        corner = clients == 8 and trip in (0.01, 0.15) and costs in ("8b on a card", "dear tokens")
-        if size == "full" or (usual if size == "usual" else corner):
-            changes = {name: value_at(cell.document, name) for name in PLANET_KEYS}
-            if size != "full":
-                changes |= {"duration": 12, "warm_up": 6} if clients >= 64 else {"duration": 20, "warm_up": 8}
-            yield f"{costs}, {drafters}, {clients}, {trip * 1e3:g}", changes
+    named = [one for one in map(_planet_cell, cells(own.document, own.path)) if only in one[0]]
+    sized = [one for one in named if size == "full" or _plays(size, *one[1:4])]
+    for name, _, clients, _, changes in sized or named:
+        if seconds is not None:
+            changes |= {"duration": seconds, "warm_up": seconds // 2}
+        elif size != "full":
+            changes |= {"duration": 12, "warm_up": 6} if clients >= 64 else {"duration": 20, "warm_up": 8}
+        yield name, changes
+
+
+def _planet_cell(cell: Cell) -> tuple[str, str, int, float, dict[str, Any]]:
+    """Name, costs, clients, round trip and changes."""
+    costs, clients, trip = (cell.labels[key] for key in ("costs", "tiers.edge.count", "tiers.edge.network.round_trip"))
+    name = f"{costs}, {cell.labels['drafters']}, {clients}, {trip * 1e3:g}"
+    return name, costs, clients, trip, {key: value_at(cell.document, key) for key in PLANET_KEYS}
+
+
+def _plays(size: str, costs: str, clients: int, trip: float) -> bool:
+    if size == "usual":
+        return trip in PLANET.get(clients, ())
+    return clients == 8 and trip in (0.01, 0.15) and costs in ("8b on a card", "dear tokens")
 
 
 PLANET_KEYS = (
