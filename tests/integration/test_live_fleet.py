@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.congruence import Sides, each, measure
+from benchmarks.congruence import Sides, measure
 from support.pair import OWN_PROMPTS
 
 
@@ -24,12 +24,6 @@ def test_simulated_speed_is_of_the_live_ones_order(sides: dict[str, Sides], name
 
 
 def test_simulated_acceptance_is_the_live_one(sides: dict[str, Sides]) -> None:
-    """Within 6 points: chance per token in the simulator, this text's ups and downs in the fleet."""
+    """Within 6 points: the same texts, but seeds and the ends of drafts differ."""
     assert abs(sides["fixed:4"].acceptance) < 0.06
     assert sides["none"].live["acceptance_rate"] is None
-
-
-@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
-def test_the_chance_of_a_token_gives_the_share_of_tokens(rate: float) -> None:
-    chance = each(rate, 4)
-    assert rate == pytest.approx((chance + chance**2 + chance**3 + chance**4) / 4.0)
