@@ -53,14 +53,14 @@ def run(config: VerifierConfig) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit code."""
     need("torch")
     logs.configure(config.log_level)
-    ranks = None
     if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:  # torchrun started several
         from specfleet.engine.parallel import join
 
         ranks = join(config.device)
-        if ranks.rank:
-            return _follow(config, ranks)
-    return uvloop.run(_serve(config, ranks))
+        code = _follow(config, ranks) if ranks.rank else uvloop.run(_serve(config, ranks))
+        ranks.leave()
+        return code
+    return uvloop.run(_serve(config, None))
 
 
 async def _serve(config: VerifierConfig, ranks: Ranks | None) -> int:

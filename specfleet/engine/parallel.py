@@ -54,6 +54,10 @@ class Ranks:
         assert box[0] is not None
         return box[0]
 
+    def leave(self) -> None:
+        """Part from the others, who do so too. Threads of the process groups that outlive the interpreter abort it."""
+        dist.destroy_process_group()
+
 
 def join(device: str) -> Ranks:
     """Meet the other ranks that torchrun started with this one. `cuda` becomes `cuda:LOCAL_RANK`."""
