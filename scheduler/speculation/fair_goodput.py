@@ -41,7 +41,7 @@ PRICE_SHARE = 0.1
 """What a step's new price counts against the old one: prices that jump make step times oscillate."""
 AT_ONCE, BUSY_SHARE = 0.25, 0.05
 """A step that begins within this share of its duration after the last one follows at once; what one step counts."""
-DECISIONS, DECIDING, DECISION_SECONDS = 16, 0.002, 15e-6
+DECISIONS, DECIDING, DECISION_SECONDS = 16, 0.01, 15e-6
 """Of the verdicts of one step so many are decided anew, or as many as take this share of it, and the others in their turn:
 what is believed of a session changes over dozens of tokens, and a step of hundreds of sessions should not wait. But where
 steps are long, nobody should go on for many of them as an idle verifier suggested once."""
