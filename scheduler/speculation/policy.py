@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -36,11 +37,11 @@ class SpeculationPolicy(Protocol):
         ...
 
 
-class OneByOne:
+class OneByOne(ABC):
     """Base of policies that decide for each session apart."""
 
-    def decided(self, record: SessionRecord, outcome: ItemOutcome, now: float) -> Grant:
-        raise NotImplementedError
+    @abstractmethod
+    def decided(self, record: SessionRecord, outcome: ItemOutcome, now: float) -> Grant: ...
 
     def decided_all(self, records: Sequence[SessionRecord], outcome: Outcome, now: float) -> Sequence[Grant]:
         items = {item.session: item for item in outcome.items}
