@@ -291,29 +291,30 @@ class Scheduler:
 
     def _hand_out(self, records: Sequence[SessionRecord], grants: Sequence[Grant], now: float) -> dict[int, Grant]:
         """Give sessions their grants, and their places among those who are ready or wait. Returns what they are given."""
-        given: dict[int, Grant] = {}
+        given = {record.session: LOCAL for record in records}
         issued: dict[int, Grant] = {id(LOCAL): LOCAL}
         """By the policy's own, of which there are few."""
-        on: list[SessionRecord] = []
-        """Those who waited for nobody and go on so, in turn; who waits or did is placed one by one."""
+        apart: set[int] = set()
+        """Those who wait for their draft now or did. Everybody else was ready and is again."""
         for record, chosen in zip(records, grants, strict=True):
             before = record.grant
             if chosen is LOCAL is before:
-                given[record.session] = LOCAL
-                on.append(record)
                 continue
             grant = issued.get(id(chosen))
             if grant is None:
                 grant = issued[id(chosen)] = self._issued(chosen)
-            given[record.session] = record.grant = grant
+            session = record.session
+            given[session] = record.grant = grant
             record.told.append((record.known, now))
-            if grant.mode is not ROUND is not before.mode:
-                on.append(record)
-                continue
-            self._queue.decoded(on)
-            on.clear()
-            self._place(record, now)
-        self._queue.decoded(on)
+            if chosen.mode is ROUND or before.mode is ROUND:
+                apart.add(session)
+        if not apart:
+            self._queue.decoded(records)
+            return given
+        self._queue.decoded([record for record in records if record.session not in apart])
+        for record in records:
+            if record.session in apart:
+                self._place(record, now)
         return given
 
     def _shape(self, items: Iterable[PlanItem | ItemOutcome]) -> StepShape:

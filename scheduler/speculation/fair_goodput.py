@@ -43,8 +43,10 @@ AT_ONCE, BUSY_SHARE = 0.25, 0.05
 """A step that begins within this share of its duration after the last one follows at once; what one step counts."""
 DECISIONS, DECIDING, DECISION_SECONDS = 16, 0.01, 15e-6
 """Of the verdicts of one step so many are decided anew, or as many as take this share of it, and the others in their turn:
-what is believed of a session changes over dozens of tokens, and a step of hundreds of sessions should not wait. But where
-steps are long, nobody should go on for many of them as an idle verifier suggested once."""
+what is believed of a session changes over dozens of tokens, and a step of hundreds of sessions should not wait. The larger
+number holds while the price has moved: nobody should go on for many long steps as an idle verifier suggested once."""
+MOVED = 1.2
+"""A price that is so many times what it was, or less, is another one: everybody's decision is stale."""
 FAR = 0.005
 """Seconds to a drafter and back from which on it is certainly on another machine."""
 CLOSE = 0.75
@@ -135,6 +137,10 @@ class FairGoodput:
         self._steps = 0
         self._turns = 1
         """Of so many verdicts one is decided anew; the others go on as they were."""
+        self._stale = 0
+        """Decisions left to make at the pace of a price that has moved,"""
+        self._priced = 0.0
+        """and the price when they were counted."""
         self._costs = Costs(view)
         self._busy = 0.0
         """Share of steps that began when the one before had ended: whose draft is not there by then has missed it."""
@@ -153,14 +159,23 @@ class FairGoodput:
         at_once = now - outcome.seconds - self._ended_at < AT_ONCE * outcome.seconds
         self._busy += BUSY_SHARE * (at_once - self._busy)
         self._ended_at = now
-        decisions = max(DECISIONS, int(DECIDING / DECISION_SECONDS * outcome.seconds))
-        self._turns = max(1, -(-len(outcome.items) // decisions))
         load = min(BUSIEST, max(0.0, self._load))
         kappa_step = self._costs.step / (1.0 - load)
         price = kappa_step * self._earning / (1.0 + kappa_step * self._using)
         self._steps += 1
         self.price += max(PRICE_SHARE, 1.0 / self._steps) * (price - self.price)
+        self._turns = max(1, -(-len(outcome.items) // self._decisions(outcome)))
         self._govern(worth, now)
+
+    def _decisions(self, outcome: Outcome) -> int:
+        """How many of the step's verdicts to decide anew."""
+        if not self._priced <= self.price * MOVED <= self._priced * MOVED * MOVED:
+            self._priced, self._stale = self.price, len(self._view.records)
+        if self._stale <= 0:
+            return DECISIONS
+        decisions = max(DECISIONS, int(DECIDING / DECISION_SECONDS * outcome.seconds))
+        self._stale -= min(decisions, len(outcome.items))
+        return decisions
 
     def _govern(self, worth: float | None, now: float) -> None:
         """Tell the governor what the step earned: tokens of an identity, in the mean over all by their weights. Weights drift
