@@ -45,7 +45,7 @@ DECISIONS, DECIDING, DECISION_SECONDS = 16, 0.01, 15e-6
 """Of the verdicts of one step so many are decided anew, or as many as take this share of it, and the others in their turn:
 what is believed of a session changes over dozens of tokens, and a step of hundreds of sessions should not wait. The larger
 number holds while the price has moved: nobody should go on for many long steps as an idle verifier suggested once."""
-MOVED = 1.2
+MOVED = 1.5
 """A price that is so many times what it was, or less, is another one: everybody's decision is stale."""
 FAR = 0.005
 """Seconds to a drafter and back from which on it is certainly on another machine."""
