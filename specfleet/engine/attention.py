@@ -3,6 +3,7 @@
 Back ends, by name:
 
     sdpa     any device: gathers each group's pages and makes one padded scaled_dot_product_attention call per group
+    numba    CPU, float32: our kernel walks the block tables itself; prompts' many queries go to `sdpa`
     triton   CUDA with Triton: our kernel walks the block tables itself, knows trees, and can be captured in CUDA graphs
     varlen   CUDA, torch >= 2.13: torch's kernel walks them
 
@@ -12,10 +13,12 @@ the pool, so prefix hits, chunked prefill, verification and decoding are one cas
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
@@ -65,15 +68,20 @@ class Look(NamedTuple):
     softcap: float | None
 
 
-CHOICES = {"cuda": ("triton", "varlen", "sdpa"), "cpu": ("sdpa",)}
+CHOICES = {"cuda": ("triton", "varlen", "sdpa"), "cpu": ("numba", "sdpa")}
 """Back ends by type of device, best first: `auto` is the first that runs the model."""
-_BACKENDS = ("sdpa", "triton", "varlen")
+_BACKENDS = ("sdpa", "numba", "triton", "varlen")
+_WALKED = 32
+"""Queries of a sequence in one step up to which `numba` is faster than matrix products."""
+_SERIAL = 4
+"""Threads up to which `numba`, which has one, is the best: with more, torch's operations share the work out."""
 
 
 def choices(backend: str, device: torch.device) -> tuple[str, ...]:
     """The back ends to try for `backend`, best first. Raises ConfigurationError, saying what to do, if it cannot run here."""
     if backend == "auto":
-        return CHOICES.get(device.type, ("sdpa",))
+        found = CHOICES.get(device.type, ("sdpa",))
+        return found if torch.get_num_threads() <= _SERIAL else tuple(one for one in found if one != "numba")
     check_backend(backend, device)
     return (backend,)
 
@@ -89,6 +97,11 @@ def check_backend(backend: str, device: torch.device) -> None:
             raise ConfigurationError(
                 f"attention backend triton needs a CUDA device, not {device}; choose sdpa (or set TRITON_INTERPRET=1, to test)"
             )
+    if backend == "numba":
+        if device.type != "cpu":
+            raise ConfigurationError(f"attention backend numba is for the CPU, not {device}; choose sdpa")
+        if missing("numba"):
+            raise ConfigurationError("attention backend numba needs Numba: pip install numba; or choose sdpa")
     if backend == "varlen":
         if device.type != "cuda":
             raise ConfigurationError(f"attention backend varlen needs a CUDA device, not {device}; choose sdpa")
@@ -143,6 +156,12 @@ def paged_attention(
     if backend == "varlen" and context.batch.trees:
         backend = "sdpa"  # torch's kernel knows causal masks only; a step with trees is a small one
     return _ATTEND[backend](context, query, pool.keys[layer], pool.values[layer], look)
+
+
+def _numba() -> Any:
+    from specfleet.engine import numba_kernels  # imported where it is used: numba may be missing
+
+    return numba_kernels
 
 
 def _triton() -> Any:
@@ -204,6 +223,20 @@ def _sdpa(
     if len(groups) == 1 and groups[0].rows is None:
         return _attend(groups[0], query, keys, values, look, pool)
     out = query.new_empty(query.shape[0], query.shape[1], values.shape[3])
+    attend_groups(groups, query, keys, values, look, pool, out)
+    return out
+
+
+def attend_groups(
+    groups: Sequence[Group],
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    look: Look,
+    pool: KVPool,
+    out: torch.Tensor,
+) -> None:
+    """`sdpa` for the tokens of `groups`: query (tokens, heads, dim) in, (tokens, heads, value dim) into `out`."""
     for group in groups:
         if group.rows is None:
             part = slice(group.first, group.first + len(group.members) * group.queries)
@@ -211,6 +244,47 @@ def _sdpa(
         else:
             padded = _attend(group, query[group.rows], keys, values, look, pool)
             out[group.rows[group.padded_rows]] = padded[group.padded_rows]
+
+
+def attend_walked(
+    context: AttentionContext,
+    query: np.ndarray,
+    heads: int,
+    keys: np.ndarray,
+    values: np.ndarray,
+    look: Look,
+    out: np.ndarray,
+) -> list[Group]:
+    """`numba` for the tokens that are not in the groups returned: query (tokens, at least heads * dim), keys and values
+    (slots, kv_heads, dim) in, (tokens, heads * dim) into `out`."""
+    # Where results must not depend on who else is in the step, neither may the kernel.
+    walk = context.batch.walk(_WALKED if context.splits is None else sys.maxsize)
+    if walk.table.shape[1]:
+        _numba().attend(query, heads, keys, values, walk.table, walk.pages, look.window or 0, look.scale, out)
+    return walk.groups
+
+
+def check_walked(dtype: torch.dtype, look: Look, key_dim: int, value_dim: int) -> None:
+    """Raises ConfigurationError for what `numba` does not do."""
+    if dtype != torch.float32 or look.softcap is not None or key_dim != value_dim:
+        raise ConfigurationError(
+            "attention backend numba is for float32, keys and values of one size and no logit softcap, which this model does "
+            "not have; choose sdpa"
+        )
+
+
+def _walked(
+    context: AttentionContext, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, look: Look
+) -> torch.Tensor:
+    check_walked(query.dtype, look, keys.shape[3], values.shape[3])
+    pool = context.pool
+    assert pool is not None
+    tokens, heads, _ = query.shape
+    out = torch.empty_like(query, memory_format=torch.contiguous_format)
+    slots = [each.flatten(0, 1).numpy() for each in (keys, values)]
+    rows, found = query.reshape(tokens, -1).numpy(), out.view(tokens, -1).numpy()
+    groups = attend_walked(context, rows, heads, *slots, look, found)
+    attend_groups(groups, query, keys, values, look, pool, out)
     return out
 
 
@@ -250,7 +324,7 @@ def _attend(
     return out.reshape(members * queries, heads, -1)
 
 
-_ATTEND: dict[str, Callable[..., torch.Tensor]] = {"sdpa": _sdpa, "triton": _tiled, "varlen": _varlen}
+_ATTEND: dict[str, Callable[..., torch.Tensor]] = {"sdpa": _sdpa, "numba": _walked, "triton": _tiled, "varlen": _varlen}
 
 
 def register() -> None:

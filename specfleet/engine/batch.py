@@ -90,6 +90,19 @@ class Group:
         return found
 
 
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """A step as one walks over it on the CPU: each token with the keys that it sees, where they are, nothing padded."""
+
+    table: np.ndarray
+    """int64 (5, tokens): index in the step, where in `pages` the sequence's block table begins, position, last place of the
+    text that it sees, and its own place where that is another one (of leaves), else -1."""
+    pages: np.ndarray
+    """int64: the block tables, one behind the other."""
+    groups: list[Group]
+    """The sequences that are left out for having too many tokens."""
+
+
 class StepBatch:
     """Everything the model and the attention back ends need to know of one step.
 
@@ -117,6 +130,7 @@ class StepBatch:
         self.token_ids, self.position_ids = packed[None, :n], packed[None, n : 2 * n]
         self.slots, self.logit_rows = packed[2 * n : 3 * n], packed[3 * n :]
         self._tiles: dict[int, Tiles] = {}
+        self._walks: dict[int, Walk] = {}
 
     @cached_property
     def groups(self) -> list[Group]:
@@ -163,6 +177,37 @@ class StepBatch:
                 most_keys=self.most_pages * PAGE_SIZE,
             )
         return found
+
+    def walk(self, most: int) -> Walk:
+        """Over the sequences with up to `most` tokens here. Made by the first layer that asks, shared by the others."""
+        found = self._walks.get(most)
+        if found is None:
+            long = [i for i, span in enumerate(self.spans) if span.count > most]
+            groups = group_by_shape([self.spans[i] for i in long])
+            found = self._walks[most] = Walk(
+                table=self._table(most),
+                pages=self.pages.numpy(),
+                groups=[self._group([long[i] for i in members]) for members in groups],
+            )
+        return found
+
+    def _table(self, most: int) -> np.ndarray:
+        rows: list[int] = []
+        begins: list[int] = []
+        positions: list[int] = []
+        last: list[int] = []
+        own: list[int] = []
+        begin = 0
+        for span, offset in zip(self.spans, self.offsets, strict=False):
+            if span.count <= most:
+                text = span.end - len(span.leaves)
+                rows.extend(range(offset, offset + span.count))
+                begins.extend([begin] * span.count)
+                positions.extend(span.positions)
+                last.extend([*range(span.start, text), *(position - 1 for position in span.leaves)])
+                own.extend([*[-1] * (text - span.start), *range(text, span.end)])
+            begin += span.pages_read
+        return np.array([rows, begins, positions, last, own], dtype=np.int64)
 
     @property
     def most_queries(self) -> int:

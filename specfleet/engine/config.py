@@ -22,7 +22,7 @@ class EngineConfig:
     """Room for this many tokens in all sequences together, the prefix cache included; None takes what a GPU has free, and
     16,384 on the CPU."""
     attention: str = "auto"
-    """sdpa, triton, varlen, or auto: `attention.CHOICES`, the first that runs."""
+    """sdpa, numba, triton, varlen, or auto: `attention.CHOICES`, the first that runs."""
     quantize: str | None = None
     """int8, int4 or auto (`quantize.choices`), for models that only draft."""
     threads: int | None = None

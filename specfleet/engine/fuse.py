@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -145,6 +145,14 @@ class FusedDecoder:
     def __call__(self, context: AttentionContext) -> torch.Tensor:
         """Logits float32 (rows, vocabulary) of `context.batch.logit_rows`."""
         batch = context.batch
+        x = self._compiled(context) if context.backend == "numba" else self._run(context)
+        if len(batch.logit_rows) < batch.tokens:
+            x = x[batch.logit_rows]
+        return self.head(self.norm(x))[: len(batch.logit_rows)].float()
+
+    def _run(self, context: AttentionContext) -> torch.Tensor:
+        """What comes out of the last layer, (tokens or more, width), by torch's operations."""
+        batch = context.batch
         ids, positions = batch.token_ids[0], batch.position_ids[0]
         if batch.tokens < self.least_rows:
             spare = (0, self.least_rows - batch.tokens)
@@ -153,9 +161,14 @@ class FusedDecoder:
         cosines, sines = self.cosines[positions], self.sines[positions]
         for layer in self.layers:
             x = layer(x, cosines, sines, context)
-        if len(batch.logit_rows) < batch.tokens:
-            x = x[batch.logit_rows]
-        return self.head(self.norm(x))[: len(batch.logit_rows)].float()
+        return x
+
+    @cached_property
+    def _compiled(self) -> Callable[[AttentionContext], torch.Tensor]:
+        """The same by compiled kernels. Raises ConfigurationError where they cannot do it."""
+        from specfleet.engine.fuse_numba import CompiledLayers  # imported where it is used: numba may be missing
+
+        return CompiledLayers(self)
 
 
 class FusedLayer:
@@ -233,6 +246,7 @@ class _Norm:
     """In four operations, which on a CPU are faster than torch's one."""
 
     def __init__(self, weight: torch.Tensor, epsilon: float) -> None:
+        self.weight, self.epsilon = weight, epsilon
         size = weight.shape[-1]
         self.scaled_weight = weight * size**0.5
         self.floor = torch.tensor((size * epsilon) ** 0.5)

@@ -17,7 +17,7 @@ import torch
 
 from specfleet.core.step import PAGE_SIZE
 from specfleet.engine.attention import AttentionContext
-from specfleet.engine.batch import Group, Span, StepBatch
+from specfleet.engine.batch import Group, Span, StepBatch, Walk
 from specfleet.engine.buckets import Bucket, bucket_for, pad
 from specfleet.engine.kv_pool import KVPool
 from specfleet.engine.tiles import Tiles, most_tiles
@@ -125,6 +125,11 @@ class StaticBatch:
         """Of the step filled in: for back ends that cannot be captured."""
         assert self.step is not None
         return self.step.groups
+
+    def walk(self, most: int) -> Walk:
+        """The same."""
+        assert self.step is not None
+        return self.step.walk(most)
 
     def tiles(self, queries: int) -> Tiles:
         """Room for the most tiles that a step can have; those that are none hold no queries."""

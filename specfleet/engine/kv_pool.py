@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -45,6 +46,11 @@ class KVPool:
             ) from None
         self._gathered = (Gathered(), Gathered())
         self._flat = [(k.flatten(0, 1), v.flatten(0, 1)) for k, v in zip(self.keys, self.values, strict=True)]
+
+    @cached_property
+    def arrays(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Keys and values of each layer, (slots, kv_heads, dim), on the CPU and without copying."""
+        return [(keys.numpy(), values.numpy()) for keys, values in self._flat]
 
     @property
     def bytes(self) -> int:

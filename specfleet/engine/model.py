@@ -65,8 +65,8 @@ def load(
 ) -> LoadedModel:
     """Load a folder or a Hugging Face id onto `device`.
 
-    `dtype`: float32, bfloat16, float16, or auto (float32 on the CPU, else what the checkpoint says). `backend`: sdpa, triton,
-    varlen, or auto (`attention.CHOICES`). `bits`: int8, int4 or auto, for a model that only drafts. `ranks`: load
+    `dtype`: float32, bfloat16, float16, or auto (float32 on the CPU, else what the checkpoint says). `backend`: sdpa, numba,
+    triton, varlen, or auto (`attention.CHOICES`). `bits`: int8, int4 or auto, for a model that only drafts. `ranks`: load
     this one's share. Raises ModelLoadError or ConfigurationError, naming the value and the way out.
     """
     place = resolve_device(device)

@@ -20,7 +20,7 @@ from specfleet.core.errors import (
 )
 from specfleet.core.step import DraftDistribution, StepItem
 from specfleet.core.types import SamplingParams
-from specfleet.engine import EngineConfig, TorchEngine
+from specfleet.engine import EngineConfig, TorchEngine, attention
 from specfleet.engine.fuse import FusedDecoder
 from specfleet.engine.model import load
 from specfleet.engine.testing import VOCABULARY, save_tiny_model, stock_model
@@ -195,7 +195,7 @@ def test_models_that_would_be_computed_wrongly_are_refused(
         ({"device": "tpu9"}, "device 'tpu9' is unknown"),
         ({"device": "cuda:7"}, "device 'cuda:7'"),
         ({"dtype": "int3"}, "dtype 'int3' is unknown; choose auto, float32"),
-        ({"attention": "magic"}, "attention backend 'magic' is unknown; choose sdpa, triton, varlen"),
+        ({"attention": "magic"}, "attention backend 'magic' is unknown; choose sdpa, numba, triton, varlen"),
         ({"attention": "varlen"}, "varlen needs a CUDA device"),
         ({"kv_cache_tokens": 3}, "kv_cache_tokens is 3, must be at least 16"),
         ({"threads": 0}, "threads is 0, must be at least 1"),
@@ -206,6 +206,33 @@ def test_settings_that_cannot_be_are_refused(change: dict[str, object], match: s
     save_tiny_model(tmp_path, "llama")
     with pytest.raises(ConfigurationError, match=match):
         TorchEngine(EngineConfig(model=str(tmp_path), **change))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt-neox", "gemma2"])
+def test_a_processor_takes_the_compiled_kernels_where_they_can_be(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not for soft caps, not in bfloat16, not on many threads, and not without Numba: then torch's operations."""
+    folder = str(save_tiny_model(tmp_path, family))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert load(folder).backend == ("sdpa" if family == "gemma2" else "numba")
+        assert load(folder, dtype="bfloat16").backend == "sdpa"
+        if family == "gemma2":
+            with pytest.raises(
+                ConfigurationError, match="no logit softcap, which this model does not have; choose sdpa"
+            ):
+                load(folder, backend="numba")
+        torch.set_num_threads(8)
+        assert load(folder).backend == "sdpa"
+        torch.set_num_threads(2)
+        monkeypatch.setattr(attention, "missing", lambda module: module == "numba")
+        assert load(folder).backend == "sdpa"
+        with pytest.raises(ConfigurationError, match="needs Numba: pip install numba; or choose sdpa"):
+            load(folder, backend="numba")
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_what_a_loaded_model_says_of_itself(tmp_path: Path) -> None:

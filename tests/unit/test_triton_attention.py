@@ -6,8 +6,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,78 +15,22 @@ import torch
 
 pytest.importorskip("triton", reason="the kernel is Triton's")
 
-from specfleet.core.step import PAGE_SIZE
+import support.attention
 from specfleet.engine import triton_attention
 from specfleet.engine.attention import AttentionContext, Look, _sdpa
-from specfleet.engine.batch import Span, StepBatch
-from specfleet.engine.kv_pool import KVPool, LayerShape
 from specfleet.engine.tiles import cut, most_tiles
+from support.attention import PLAIN, RAGGED, TREES
 
 ROOT = Path(__file__).resolve().parents[2]
 DEVICE = torch.device("cpu" if triton_attention.interprets() else "cuda")
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 
 
-@dataclass
-class World:
-    """Sequences of (places before the step, tokens, leaves) on shuffled pages of a pool full of noise."""
+class World(support.attention.World):
+    """On the device of the kernel."""
 
-    sequences: list[tuple[int, int, int]]
-    kv_heads: int = 2
-    share: int = 3
-    key_dim: int = 16
-    value_dim: int = 16
-    dtype: torch.dtype = torch.float32
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        random = np.random.default_rng(self.seed)
-        needed = [-(-(start + count) // PAGE_SIZE) for start, count, _ in self.sequences]
-        free = random.permutation(sum(needed) + 3).tolist()
-        spans = []
-        for (start, count, leaves), pages in zip(self.sequences, needed, strict=True):
-            held = [free.pop() for _ in range(pages)]
-            behind = [int(random.integers(start + 1, start + count - leaves)) for _ in range(leaves)]
-            spans.append(Span([1] * count, start, held, 1, behind))
-        self.batch = StepBatch(spans, DEVICE)
-        self.pool = KVPool(
-            [LayerShape(self.kv_heads, self.key_dim, self.value_dim)], sum(needed) + 3, self.dtype, DEVICE
-        )
-        generator = torch.Generator().manual_seed(self.seed)
-
-        def noise(*shape: int) -> torch.Tensor:
-            return torch.randn(*shape, generator=generator).to(DEVICE, self.dtype)
-
-        for pool in (*self.pool.keys, *self.pool.values):
-            pool.copy_(noise(*pool.shape))
-        self.query = noise(self.batch.tokens, self.kv_heads * self.share, self.key_dim)
-
-    def expected(self, look: Look) -> torch.Tensor:
-        """Query by query, key by key, in float64."""
-        out = []
-        keys, values = (pool[0].double().flatten(0, 1) for pool in (self.pool.keys, self.pool.values))
-        token = 0
-        for span in self.batch.spans:
-            slots = [span.pages[place // PAGE_SIZE] * PAGE_SIZE + place % PAGE_SIZE for place in range(span.end)]
-            k, v = (
-                pool[slots].repeat_interleave(self.share, 1).transpose(0, 1) for pool in (keys, values)
-            )  # (heads, places, dim)
-            for place, position in zip(range(span.start, span.end), span.positions, strict=True):
-                scores = (k @ self.query[token].double()[:, :, None])[:, :, 0] * look.scale
-                if look.softcap is not None:
-                    scores = torch.tanh(scores / look.softcap) * look.softcap
-                seen = [
-                    (
-                        (at <= position if place == position else at < position)
-                        and (look.window is None or at > position - look.window)
-                    )
-                    or at == place
-                    for at in range(span.end)
-                ]
-                scores = scores.masked_fill(~torch.tensor(seen, device=DEVICE), -torch.inf)
-                out.append((scores.softmax(-1)[:, None] @ v)[:, 0])
-                token += 1
-        return torch.stack(out)
+    def __init__(self, sequences: list[tuple[int, int, int]], **sizes: Any) -> None:
+        super().__init__(sequences, device=DEVICE, **sizes)
 
     def found(self, look: Look, splits: int | None = None) -> torch.Tensor:
         tiles = self.batch.tiles(triton_attention.tile_queries(self.batch.most_queries, self.share))
@@ -99,11 +43,6 @@ class World:
         found = self.found(look, splits).double()
         assert torch.isfinite(found).all()
         assert (found - self.expected(look)).abs().max() <= TOLERANCE[self.dtype]
-
-
-PLAIN = Look(0.25, None, None)
-RAGGED = [(0, 1, 0), (15, 1, 0), (16, 2, 0), (70, 5, 0), (3, 40, 0), (129, 9, 0)]
-TREES = [(20, 9, 4), (0, 1, 0), (64, 3, 0), (15, 6, 2), (130, 12, 5)]
 
 
 @pytest.mark.parametrize("sequences", [[(0, 1, 0)], [(200, 1, 0)], [(0, 70, 0)], [(64, 5, 0)] * 3, RAGGED, TREES])
@@ -162,6 +101,7 @@ def test_it_agrees_with_the_engines_own() -> None:
 COMPILE = """
 import re, subprocess, sys
 from pathlib import Path
+from typing import Any
 from triton import backends
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile

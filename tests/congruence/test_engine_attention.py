@@ -1,5 +1,5 @@
-"""The engine on the Triton kernel against the engine on `sdpa`: the same steps through both. Without a GPU the kernel runs in
-Triton's interpreter."""
+"""The engine on our own attention kernels against the engine on `sdpa`: the same steps through both. Without a GPU Triton's
+kernel runs in its interpreter."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
-pytest.importorskip("triton", reason="the kernel is Triton's")
 
 from specfleet.core.step import Alternative, StepItem
 from specfleet.core.types import SamplingParams
@@ -27,19 +25,33 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def engines(folder: Path, deterministic: bool = False) -> list[TorchEngine]:
+def engines(backend: str, folder: Path, deterministic: bool = False) -> list[TorchEngine]:
+    pytest.importorskip(backend)
     config = {"model": str(folder), "kv_cache_tokens": 1024, "deterministic": deterministic}
-    return [TorchEngine(EngineConfig(attention=name, **config)) for name in ("sdpa", "triton")]
+    return [TorchEngine(EngineConfig(attention=name, **config)) for name in ("sdpa", backend)]
 
 
 @pytest.mark.parametrize(
-    ("family", "deterministic"), [("llama", False), ("llama", True), ("qwen2-window", False), ("gemma2", False)]
+    ("backend", "family", "deterministic"),
+    [
+        ("triton", "llama", False),
+        ("triton", "llama", True),
+        ("triton", "qwen2-window", False),
+        ("triton", "gemma2", False),
+        ("numba", "llama", False),
+        ("numba", "llama", True),
+        ("numba", "qwen2-window", False),
+        ("numba", "qwen3", False),
+        ("numba", "gpt-neox", False),
+        ("numba", "mistral-window", False),
+        ("numba", "llama-untied", False),
+    ],
 )
 def test_steps_with_prefill_verification_and_trees_have_the_same_logits(
-    family: str, deterministic: bool, tmp_path: Path
+    backend: str, family: str, deterministic: bool, tmp_path: Path
 ) -> None:
     """Through transformers' own modules and through the fused decoder, with sliding windows and soft caps."""
-    pair = engines(save_tiny_model(tmp_path, family), deterministic)
+    pair = engines(backend, save_tiny_model(tmp_path, family), deterministic)
     random = np.random.default_rng(7)
     texts = [random.integers(0, VOCABULARY, size).tolist() for size in (1, 16, 47, 70)]
     first = [StepItem(n, text, GREEDY, draft=min(2, len(text) - 1)) for n, text in enumerate(texts)]
@@ -55,15 +67,16 @@ def test_steps_with_prefill_verification_and_trees_have_the_same_logits(
             engine.open(item.sequence, item.tokens)
         found.append(torch.cat([engine.forward(first), engine.forward(second)]))
 
-    assert {"sdpa", "triton"} == {engine.model.backend for engine in pair}
+    assert {"sdpa", backend} == {engine.model.backend for engine in pair}
     torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("backend", ["triton", "numba"])
 @pytest.mark.parametrize("sampling", [GREEDY, SEEDED])
-def test_text_is_the_same(sampling: SamplingParams, tmp_path: Path) -> None:
+def test_text_is_the_same(sampling: SamplingParams, backend: str, tmp_path: Path) -> None:
     """Drafts that are right and wrong, rolled back across pages."""
     texts = []
-    for engine in engines(save_tiny_model(tmp_path, "qwen3")):
+    for engine in engines(backend, save_tiny_model(tmp_path, "qwen3")):
         text = [7, 3, 5]
         engine.open(0, text)
         while len(text) < 40:

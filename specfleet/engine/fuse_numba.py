@@ -1,0 +1,115 @@
+"""The layers of a `FusedDecoder` on a CPU, with all that is not a product in compiled kernels.
+
+A layer is then four products and five calls, instead of some twenty operations and as many views: of a small model's step for
+one row that was a third. What kernels write goes to memory that stays where it is, already of the size that products want.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from specfleet.core.errors import ConfigurationError
+from specfleet.engine import numba_kernels as kernels
+from specfleet.engine.attention import AttentionContext, attend_groups, attend_walked, check_walked
+from specfleet.engine.rows import padded_rows
+
+if TYPE_CHECKING:
+    from specfleet.engine.fuse import FusedDecoder, FusedLayer
+
+
+class Rows:
+    """Memory for rows of one width, as a tensor and as an array."""
+
+    def __init__(self, width: int) -> None:
+        self._held = torch.zeros(0, width)
+        self._views: dict[int, tuple[torch.Tensor, np.ndarray]] = {}
+
+    def of(self, rows: int) -> tuple[torch.Tensor, np.ndarray]:
+        """The first `rows` of them, holding anything."""
+        found = self._views.get(rows)
+        if found is None:
+            if rows > len(self._held):
+                self._held = torch.zeros(rows, self._held.shape[1])
+                self._views.clear()
+            view = self._held[:rows]
+            found = self._views[rows] = view, view.numpy()
+        return found
+
+
+class CompiledLayers:
+    def __init__(self, decoder: FusedDecoder) -> None:
+        """Raises ConfigurationError for what the kernels do not do."""
+        if decoder.embedding.dtype != torch.float32:
+            raise ConfigurationError(
+                f"attention backend numba is for float32, not {decoder.embedding.dtype}; choose sdpa"
+            )
+        width = decoder.embedding.shape[1]
+        self._least_rows = decoder.least_rows
+        self._embedding = decoder.embedding.numpy()
+        cosines, sines = decoder.cosines[:, 0].numpy(), decoder.sines[:, 0].numpy()
+        self._x, normed = Rows(width), Rows(width)
+        first = decoder.layers[0]
+        seen, gated = Rows(first.query_heads * first.head_dim), Rows(first.gate_size)
+        self._layers = [CompiledLayer(layer, cosines, sines, normed, seen, gated) for layer in decoder.layers]
+
+    def __call__(self, context: AttentionContext) -> torch.Tensor:
+        """(tokens or more, width), good until the next call."""
+        batch = context.batch
+        x, out = self._x.of(padded_rows(max(self._least_rows, batch.tokens)))
+        kernels.embed(batch.token_ids[0].numpy(), self._embedding, out)
+        positions, slots = batch.position_ids[0].numpy(), batch.slots.numpy()
+        for layer in self._layers:
+            x = layer(x, positions, slots, context)
+        return x
+
+
+class CompiledLayer:
+    """One decoder layer. Rows beyond the step's tokens are zeros, and stay so."""
+
+    def __init__(
+        self, layer: FusedLayer, cosines: np.ndarray, sines: np.ndarray, normed: Rows, seen: Rows, gated: Rows
+    ) -> None:
+        self._layer = layer
+        self._turn = cosines, sines
+        self._normed, self._seen, self._gated = normed, seen, gated
+        self._norms = [(norm.weight.numpy(), norm.epsilon) for norm in (layer.attention_norm, layer.mlp_norm)]
+        none = np.empty(0, np.float32)
+        self._head_norms = none, none, 0.0
+        if layer.head_norms is not None:
+            query, key = layer.head_norms
+            self._head_norms = query.weight.numpy(), key.weight.numpy(), query.epsilon
+
+    def __call__(
+        self, x: torch.Tensor, positions: np.ndarray, slots: np.ndarray, context: AttentionContext
+    ) -> torch.Tensor:
+        """x (rows, width), zeros from the last token on."""
+        layer, rows = self._layer, x.shape[0]
+        normed, normed_array = self._normed.of(rows)
+        before, after = self._norms
+        kernels.normalize(x.numpy(), *before, normed_array)
+        seen = self._attend(layer.qkv.forward(normed), positions, slots, context)
+        x = layer.out.add_to(x, seen)
+        kernels.normalize(x.numpy(), *after, normed_array)
+        gated, gated_array = self._gated.of(rows)
+        kernels.gate(layer.gate_up.forward(normed).numpy(), gated_array)
+        return layer.down.add_to(x, gated)
+
+    def _attend(
+        self, heads: torch.Tensor, positions: np.ndarray, slots: np.ndarray, context: AttentionContext
+    ) -> torch.Tensor:
+        layer, pool = self._layer, context.pool
+        assert pool is not None
+        keys, values = pool.arrays[layer.index]
+        check_walked(heads.dtype, layer.look, keys.shape[2], values.shape[2])
+        array, count = heads.numpy(), layer.query_heads
+        kernels.rotate_and_store(array, positions, slots, *self._turn, *self._head_norms, count, keys, values)
+        seen, seen_array = self._seen.of(len(heads))
+        groups = attend_walked(context, array, count, keys, values, layer.look, seen_array)
+        if groups:
+            query, found = (each.view(len(heads), -1, layer.head_dim)[:, :count] for each in (heads, seen))
+            attend_groups(groups, query, pool.keys[layer.index], pool.values[layer.index], layer.look, pool, found)
+        seen_array[len(slots) :] = 0.0
+        return seen
