@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from specfleet.engine.attention import AttentionContext, Look, paged_attention
 from specfleet.engine.fuse_numba import Rows
 from support.attention import PLAIN, RAGGED, TREES, World
 
+ROOT = Path(__file__).resolve().parents[2]
 Shape = list[tuple[int, int, int]]
 
 
@@ -133,3 +136,19 @@ def test_memory_for_rows_grows_and_stays() -> None:
     assert held.of(2)[0].data_ptr() == few.data_ptr()
     many = held.of(5)[0]
     assert many.shape == (5, 3) and held.of(2)[0].data_ptr() == many.data_ptr()
+
+
+def test_where_machine_code_cannot_be_kept_it_is_made_anew() -> None:
+    """Installed read-only, for a user without a home."""
+    code = """
+from numba.core import caching
+caching.CacheImpl._locator_classes = []
+import numpy as np
+from specfleet.engine import numba_kernels
+x = np.full((1, 4), 3.0, np.float32)
+numba_kernels.normalize(x, np.ones(4, np.float32), 0.0, x)
+assert x.tolist() == [[1.0] * 4], x
+print(numba_kernels.normalize.stats.cache_path)
+"""
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "None"
