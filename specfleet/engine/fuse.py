@@ -25,6 +25,7 @@ from torch.nn.functional import embedding, linear, pad, rms_norm, silu
 
 from specfleet.engine.attention import AttentionContext, Look, paged_attention
 from specfleet.engine.device import last_cache_bytes
+from specfleet.engine.halves import halves_of
 from specfleet.engine.parallel import RowwiseLinear, summed
 from specfleet.engine.quantize import Int4Linear, Int8Linear, stacked
 from specfleet.engine.rows import filled_up, padded_rows
@@ -71,21 +72,26 @@ def can_fuse(module: Any) -> bool:
 
 class PackedLinear(nn.Module):
     """y = x A^T + b with A laid out once for oneDNN; several linear layers of one input may be stacked into one. Products are
-    of few sizes (`rows`)."""
+    of few sizes (`rows`), and those of few rows read half as much where they can (`halves`)."""
 
     def __init__(self, *linears: nn.Linear) -> None:
         super().__init__()
         weight, self.bias = stacked(linears)
+        self.halves = halves_of(weight, self.bias)
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, _PACKED_ROWS)
         self.out_features = weight.shape[0]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.halves is not None and x.numel() <= self.halves.rows * x.shape[-1]:
+            return self.halves.product(x.flatten(0, -2)).view(*x.shape[:-1], self.out_features)
         full = filled_up(x)
         y = _product(full, self.packed, self.bias, "none", [], "")
         return y if full is x else y[..., : x.shape[-2], :]
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """residual + forward(x), in one operation where nothing is filled up."""
+        """residual + forward(x), (rows, outputs), in one operation where nothing is filled up."""
+        if self.halves is not None and x.shape[0] <= self.halves.rows:
+            return self.halves.product(x, residual)
         if padded_rows(x.shape[0]) == x.shape[0]:
             return _product_sum(x, residual, self.packed, self.bias, "add")
         return self.forward(x).add_(residual)
@@ -108,6 +114,14 @@ class DenseLinear(nn.Module):
         return torch.addmm(residual if self.bias is None else residual + self.bias, x, self.transposed)
 
 
+class UniformLinear(PackedLinear):
+    """The same product whatever the number of rows: for results that must not depend on who else is in a step."""
+
+    def __init__(self, *linears: nn.Linear) -> None:
+        super().__init__(*linears)
+        self.halves = None
+
+
 Linear = PackedLinear | DenseLinear | Int8Linear | Int4Linear
 KINDS: dict[str | None, type[Linear]] = {None: PackedLinear, "int8": Int8Linear, "int4": Int4Linear}
 """By what a configuration says of quantization."""
@@ -128,11 +142,12 @@ class FusedDecoder:
     def __init__(self, module: Any, windows: Sequence[int | None], kind: type[Linear] = PackedLinear) -> None:
         """Takes `module`'s weights over: its layers are emptied on the way. `windows`: each layer's sliding window."""
         decoder = module.model
-        self.least_rows = _least_rows(module) if kind is PackedLinear else 1
-        """Smaller steps are filled up to so many rows."""
         self.embedding = decoder.embed_tokens.weight
         self.norm = _norm(decoder.norm)
         self.head = kind(module.lm_head)
+        streams = isinstance(self.head, PackedLinear) and self.head.halves is None
+        self.least_rows = _least_rows(module) if streams else 1
+        """Smaller steps are filled up to so many rows."""
         self.cosines, self.sines = (
             each.to(module.dtype) for each in _rope_table(decoder.rotary_emb, module.config.max_position_embeddings)
         )

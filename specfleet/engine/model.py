@@ -22,7 +22,7 @@ from specfleet.engine import attention, quantize
 from specfleet.engine.attention import AttentionCall, AttentionContext
 from specfleet.engine.batch import Span, StepBatch
 from specfleet.engine.device import launching_on
-from specfleet.engine.fuse import KINDS, DenseLinear, FusedDecoder, can_fuse, can_pack, pack_linears
+from specfleet.engine.fuse import KINDS, DenseLinear, FusedDecoder, UniformLinear, can_fuse, can_pack, pack_linears
 from specfleet.engine.kv_pool import KVPool, LayerShape
 from specfleet.engine.parallel import Ranks, shard
 
@@ -62,12 +62,14 @@ def load(
     backend: str = "auto",
     bits: str | None = None,
     ranks: Ranks | None = None,
+    uniform: bool = False,
 ) -> LoadedModel:
     """Load a folder or a Hugging Face id onto `device`.
 
     `dtype`: float32, bfloat16, float16, or auto (float32 on the CPU, else what the checkpoint says). `backend`: sdpa, numba,
     triton, varlen, or auto (`attention.CHOICES`). `bits`: int8, int4 or auto, for a model that only drafts. `ranks`: load
-    this one's share. Raises ModelLoadError or ConfigurationError, naming the value and the way out.
+    this one's share. `uniform`: a token's products are the same in any company. Raises ModelLoadError or ConfigurationError,
+    naming the value and the way out.
     """
     place = resolve_device(device)
     source = resolve_source(model)
@@ -76,7 +78,7 @@ def load(
         with _quiet(bars=sys.stderr.isatty() and not Path(source).is_dir()):
             module = _load_module(model, source, _resolve_dtype(dtype, place))
         try:
-            return adapt(module, model, place, backend, width, ranks)
+            return adapt(module, model, place, backend, width, ranks, uniform)
         except (ConfigurationError, ModelLoadError) as error:
             if width == widths[-1]:
                 raise
@@ -91,6 +93,7 @@ def adapt(
     backend: str = "auto",
     bits: str | None = None,
     ranks: Ranks | None = None,
+    uniform: bool = False,
 ) -> LoadedModel:
     """Make of transformers' `module` something that the engine can run on `place`; the module is used up. Arguments and errors
     as of `load`; `model` is its name."""
@@ -107,7 +110,7 @@ def adapt(
     dtype_found, config = module.dtype, module.config.get_text_config()
     attention.register()
     with launching_on(place):
-        backend, calls, runner = _adapt(module, model, backend, place, bits)
+        backend, calls, runner = _adapt(module, model, backend, place, bits, uniform)
     return LoadedModel(
         run=runner,
         name=model,
@@ -212,7 +215,7 @@ def _eos_token_ids(module: Any) -> tuple[int, ...]:
 
 
 def _adapt(
-    module: Any, model: str, backend: str, device: torch.device, bits: str | None
+    module: Any, model: str, backend: str, device: torch.device, bits: str | None, uniform: bool
 ) -> tuple[str, list[AttentionCall], Runner]:
     """Switch `module` to our attention and make sure that it computes the same: the back end chosen, the attention calls in
     order of layers, and what runs a batch."""
@@ -227,7 +230,7 @@ def _adapt(
     _check_windows(module, calls)
     if bits:
         quantize.check(bits, module)
-    run = _make_runner(module, [call.window for call in calls], bits)
+    run = _make_runner(module, [call.window for call in calls], bits, uniform)
     tolerance = quantize.TOLERANCE[bits] if bits else 1e-4 if dtype == torch.float32 else 0.05
     for choice in choices:
         pool = KVPool([call.shape for call in calls], 2, dtype, device)
@@ -258,12 +261,13 @@ def _probe(run: Runner, tokens: torch.Tensor, pool: KVPool, backend: str) -> tor
     return torch.cat(found)
 
 
-def _make_runner(module: Any, windows: list[int | None], bits: str | None) -> Runner:
+def _make_runner(module: Any, windows: list[int | None], bits: str | None, uniform: bool) -> Runner:
     """The fastest way to run `module` here: fused, with packed weights, or as it is."""
+    kind = UniformLinear if uniform and not bits else KINDS[bits]
     if can_fuse(module) and (can_pack(module) or not bits):
-        return FusedDecoder(module, windows, KINDS[bits] if can_pack(module) else DenseLinear)
+        return FusedDecoder(module, windows, kind if can_pack(module) else DenseLinear)
     if can_pack(module):
-        pack_linears(module, KINDS[bits])
+        pack_linears(module, kind)
     elif bits:
         quantize.on_device(bits, module)
     return partial(_run_module, module)

@@ -51,9 +51,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
 """Configurations by name; the key is what `save_tiny_model` takes."""
 
 
-def save_tiny_model(folder: Path, family: str = "llama", *, seed: int = 0, **overrides: Any) -> Path:
+def save_tiny_model(
+    folder: Path, family: str = "llama", *, seed: int = 0, rounded: bool = True, **overrides: Any
+) -> Path:
     """Write a random model of `family` into `folder` (config.json and weights) and return it. Weights are drawn wide enough
-    for the model to have opinions: with the usual initialisation every token is about equally likely."""
+    for the model to have opinions: with the usual initialisation every token is about equally likely. `rounded`: they are
+    bfloat16 numbers, as those of most checkpoints are."""
     settings = {**_COMMON, **FAMILIES[family], **overrides}
     config = AutoConfig.for_model(**settings)
     random_state = torch.random.get_rng_state()
@@ -65,6 +68,8 @@ def save_tiny_model(folder: Path, family: str = "llama", *, seed: int = 0, **ove
             parameter.data.normal_(0.0, width * parameter.shape[-1] ** -0.5)
         else:
             parameter.data.add_(torch.randn_like(parameter) * 0.1)
+        if rounded:
+            parameter.data.copy_(parameter.data.bfloat16())
     torch.random.set_rng_state(random_state)
     model.save_pretrained(folder)
     return folder

@@ -39,7 +39,7 @@ class Worker:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         self.model = model or load(
-            config.model, config.device, config.dtype, config.attention, config.quantize, ranks=ranks
+            config.model, config.device, config.dtype, config.attention, config.quantize, ranks, config.deterministic
         )
         self.forward_seconds = 0.0
         """What the last `run` spent in the model."""
