@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from specfleet.engine.parallel import Ranks, shard
 
 log = logging.getLogger(__name__)
 
-_PROBE_TOKENS = 24
+_PROBE_ENDS = (16, 21, 23, 24)
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -221,7 +222,7 @@ def _adapt(
     order of layers, and what runs a batch."""
     choices = attention.choices(backend, device)
     size, dtype, kind = module.config.get_text_config().vocab_size, module.dtype, type(module).__name__
-    probe = torch.tensor([(7919 * i + 11) % size for i in range(_PROBE_TOKENS)])
+    probe = torch.tensor([(7919 * i + 11) % size for i in range(_PROBE_ENDS[-1])])
     with torch.inference_mode():
         expected = module(input_ids=probe[None].to(device), use_cache=False).logits[0].float()
     module.config._attn_implementation = attention.NAME
@@ -252,11 +253,12 @@ def _adapt(
 
 @torch.inference_mode()
 def _probe(run: Runner, tokens: torch.Tensor, pool: KVPool, backend: str) -> torch.Tensor:
-    """Logits of all tokens, in two steps and on pages out of order: the second step looks back at the first one's cache."""
-    first = len(tokens) * 2 // 3
+    """Logits of all tokens, in steps of many and of few and on pages out of order: later steps look back at the cache."""
     found = []
-    for part, start in ((tokens[:first], 0), (tokens[first:], first)):
-        batch = StepBatch([Span(part.tolist(), start, pages=[1, 0], rows=len(part))], pool.keys[0].device)
+    for start, end in pairwise((0, *_PROBE_ENDS)):
+        batch = StepBatch(
+            [Span(tokens[start:end].tolist(), start, pages=[1, 0], rows=end - start)], pool.keys[0].device
+        )
         found.append(run(AttentionContext(batch, pool, backend)))
     return torch.cat(found)
 
