@@ -265,7 +265,7 @@ def attend_walked(
     return walk.groups
 
 
-def check_walked(dtype: torch.dtype, look: Look, key_dim: int, value_dim: int) -> None:
+def _check_walked(dtype: torch.dtype, look: Look, key_dim: int, value_dim: int) -> None:
     """Raises ConfigurationError for what `numba` does not do."""
     if dtype != torch.float32 or look.softcap is not None or key_dim != value_dim:
         raise ConfigurationError(
@@ -277,7 +277,7 @@ def check_walked(dtype: torch.dtype, look: Look, key_dim: int, value_dim: int) -
 def _walked(
     context: AttentionContext, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, look: Look
 ) -> torch.Tensor:
-    check_walked(query.dtype, look, keys.shape[3], values.shape[3])
+    _check_walked(query.dtype, look, keys.shape[3], values.shape[3])
     pool = context.pool
     assert pool is not None
     tokens, heads, _ = query.shape

@@ -25,7 +25,7 @@ from torch.nn.functional import embedding, linear, pad, rms_norm, silu
 
 from specfleet.engine.attention import AttentionContext, Look, paged_attention
 from specfleet.engine.device import last_cache_bytes
-from specfleet.engine.halves import halves_of
+from specfleet.engine.halves import Halves, halves_of
 from specfleet.engine.parallel import RowwiseLinear, summed
 from specfleet.engine.quantize import Int4Linear, Int8Linear, stacked
 from specfleet.engine.rows import filled_up, padded_rows
@@ -77,9 +77,13 @@ class PackedLinear(nn.Module):
     def __init__(self, *linears: nn.Linear) -> None:
         super().__init__()
         weight, self.bias = stacked(linears)
-        self.halves = halves_of(weight, self.bias)
+        self.halves = self._halves_of(weight, self.bias)
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, _PACKED_ROWS)
         self.out_features = weight.shape[0]
+
+    @staticmethod
+    def _halves_of(weight: torch.Tensor, bias: torch.Tensor | None) -> Halves | None:
+        return halves_of(weight, bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.halves is not None and x.numel() <= self.halves.rows * x.shape[-1]:
@@ -117,9 +121,9 @@ class DenseLinear(nn.Module):
 class UniformLinear(PackedLinear):
     """The same product whatever the number of rows: for results that must not depend on who else is in a step."""
 
-    def __init__(self, *linears: nn.Linear) -> None:
-        super().__init__(*linears)
-        self.halves = None
+    @staticmethod
+    def _halves_of(weight: torch.Tensor, bias: torch.Tensor | None) -> Halves | None:
+        return None
 
 
 Linear = PackedLinear | DenseLinear | Int8Linear | Int4Linear

@@ -13,7 +13,7 @@ import torch
 
 from specfleet.core.errors import ConfigurationError
 from specfleet.engine import numba_kernels as kernels
-from specfleet.engine.attention import AttentionContext, attend_groups, attend_walked, check_walked
+from specfleet.engine.attention import AttentionContext, attend_groups, attend_walked
 from specfleet.engine.rows import padded_rows
 
 if TYPE_CHECKING:
@@ -103,7 +103,6 @@ class CompiledLayer:
         layer, pool = self._layer, context.pool
         assert pool is not None
         keys, values = pool.arrays[layer.index]
-        check_walked(heads.dtype, layer.look, keys.shape[2], values.shape[2])
         array, count = heads.numpy(), layer.query_heads
         kernels.rotate_and_store(array, positions, slots, *self._turn, *self._head_norms, count, keys, values)
         seen, seen_array = self._seen.of(len(heads))
