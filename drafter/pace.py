@@ -73,14 +73,21 @@ class Pace:
         return math.ceil((self.round_trip.value + self.step_seconds.value) / self.draft_seconds.value)
 
     @property
+    def behind(self) -> float:
+        """Tokens that a verifier which decodes meanwhile, one a step, has beyond the text confirmed here when it takes in what is
+        sent now; 0 while that is not known."""
+        step = self.step_seconds.value
+        return (self.round_trip.value + step) / step if step else 0.0
+
+    @property
     def lag(self) -> float:
-        """Guesses in a row that must be right for a branch that begins anew to overtake a verifier that decodes meanwhile, by
-        one a step (docs/algorithms.md, STREAM); 0 while that is not known."""
+        """Guesses in a row that must be right for a branch that begins anew to overtake such a verifier (docs/algorithms.md,
+        STREAM); 0 while that is not known."""
         step, draft = self.step_seconds.value, self.draft_seconds.value
         if not step or not draft:
             return 0.0
         gained, least = step - draft, LEAST_GAINED * step
-        return (self.round_trip.value + step) / (gained if gained > least else least)
+        return self.behind * step / (gained if gained > least else least)
 
     @property
     def round_lead(self) -> int:

@@ -58,6 +58,10 @@ COALESCE_SECONDS = 0.004
 LEAST_AHEAD, LEAST_AHEAD_NEAR = 0.03, 0.3
 """Least chance that a branch is right when it is of use, for guesses further ahead: far from the verifier they cost little but
 a late start where they were wrong, by half a guess's time. The second is for a verifier nearer than"""
+BETWEEN_BRANCHES = 0.125
+"""Of the guesses that a branch in STREAM must have right before it overtakes the verifier, so many tokens of text lie between
+the beginnings of two: most end with their first guess, and a run long enough to overtake is hardly shorter for being begun
+so much later."""
 NEAR_SECONDS = 0.002
 """to there and back: it may well share the drafter's processor, and what it agrees with sooner saves it little."""
 
@@ -70,6 +74,7 @@ class DraftingSession:
         "_answered",
         "_answered_at",
         "_begun",
+        "_began_at",
         "_branch",
         "_changed",
         "_clock",
@@ -149,6 +154,8 @@ class DraftingSession:
         """Seconds of drafting since the last message."""
         self._begun = False
         """The speculator has computed the prompt."""
+        self._began_at = 0
+        """Length of the confirmed text when the newest branch began."""
         self._stoppable = False
         """Drafts may end early. Asked once: whether something implements a protocol takes longer than a whole verdict."""
         self._mute = False
@@ -302,9 +309,14 @@ class DraftingSession:
         useful = 0 if self._mute else self._last - 1 - len(branch.belief)
         if unanswered:
             return 0 if self._enough() else min(self._length - ahead, useful)
-        if self._hopeless(branch.survival, ahead):
+        if self._hopeless(branch.survival, ahead) or (mode is STREAM and not ahead and self._too_soon):
             return 0
         return min(self._bound(grant) - ahead, self._speculator.stride, useful)
+
+    @property
+    def _too_soon(self) -> bool:
+        """For another branch."""
+        return self._branch.known - self._began_at < BETWEEN_BRANCHES * self._pace.lag
 
     def _enough(self) -> bool:
         """Whether the draft of a ROUND is too doubtful for one more guess to pay. The first one always does."""
@@ -343,6 +355,8 @@ class DraftingSession:
         wanted = wanted if begun else 1
         branch, ahead = self._branch, not self._unanswered
         base, place, version, start = branch.end, len(branch.ahead), branch.version, self._clock()
+        if not place:
+            self._began_at = branch.known
         watch = self._watch(wanted)
         try:
             guesses = await self._guess(drafting, wanted, watch)
@@ -398,8 +412,8 @@ class DraftingSession:
 
     async def _send_rest(self, stream: ClientStream) -> None:
         """Send what was not sent yet; in ROUND with the word that no more will come, once per round, unless the verifier had
-        all of the round before and has not waited. In STREAM nothing of a branch that will hardly be of use: each message
-        takes the verifier's time."""
+        all of the round before and has not waited. In STREAM nothing of a branch that will hardly be of use, nor before it
+        reaches beyond what the verifier will have written by then: each message takes the verifier's time."""
         branch, grant = self._branch, self._grant
         mode, sent, ahead = grant.mode, branch.sent, len(branch.ahead)
         if mode is ALONE:
@@ -407,8 +421,10 @@ class DraftingSession:
         unanswered = mode is ROUND and self._answered != branch.known
         if not unanswered and sent == ahead:
             return
-        if mode is STREAM and self._when_of_use(branch.survival, ahead) < LEAST_AHEAD:
-            return
+        if mode is STREAM:
+            overtaken = not sent and ahead < self._pace.behind
+            if overtaken or self._when_of_use(branch.survival, ahead) < LEAST_AHEAD:
+                return
         last = unanswered and (sent < grant.length or not grant.length)
         position, guesses = branch.unsent()
         if mode is ROUND:  # all that waits there when a round begins is its draft
