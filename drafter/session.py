@@ -151,7 +151,7 @@ class DraftingSession:
         """That draft ended before the grant, since more would not have paid."""
         self._sent_at = 0.0
         self._spent = 0.0
-        """Seconds of drafting since the last message."""
+        """Seconds of drafting since the last message, or since the branch began."""
         self._begun = False
         """The speculator has computed the prompt."""
         self._began_at = 0
@@ -356,7 +356,7 @@ class DraftingSession:
         branch, ahead = self._branch, not self._unanswered
         base, place, version, start = branch.end, len(branch.ahead), branch.version, self._clock()
         if not place:
-            self._began_at = branch.known
+            self._began_at, self._spent = branch.known, 0.0
         watch = self._watch(wanted)
         try:
             guesses = await self._guess(drafting, wanted, watch)

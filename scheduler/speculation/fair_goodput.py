@@ -179,8 +179,10 @@ class FairGoodput:
 
     def _govern(self, worth: float | None, now: float) -> None:
         """Tell the governor what the step earned: tokens of an identity, in the mean over all by their weights. Weights drift
-        as goodput does, which such a mean does not follow."""
-        comparable = bool(worth) and self._drafting > 0 and self._shares > 0.0
+        as goodput does, which such a mean does not follow. Whoever may draft in rounds only, and would rather not, might still
+        rather stream."""
+        wanted = self._drafting > 0 or self._governor.way is Way.ROUNDS
+        comparable = bool(worth) and wanted and self._shares > 0.0
         earned = worth / self._shares if worth and comparable else 0.0
         sessions = len(self._view.records)
         rounds, far = self._rounds > 0.5 * self._drafting, self._far > 0.5 * sessions

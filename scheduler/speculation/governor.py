@@ -104,7 +104,7 @@ class Crowd:
         if ratio > BETTER:
             self.best, way = way, self.best
             trial = self.trial(way)
-            trial.pause = rarest / 2.0 if loss > OBVIOUS else FIRST_TRIAL
+            trial.pause = FIRST_TRIAL  # however clear: it may have been luck
         else:
             trial = self.trial(way)
             growth = math.inf if loss > OBVIOUS else CLEARLY_RARER if loss > CLEAR else RARER
