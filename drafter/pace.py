@@ -74,8 +74,8 @@ class Pace:
 
     @property
     def behind(self) -> float:
-        """Tokens that a verifier which decodes meanwhile, one a step, has beyond the text confirmed here when it takes in what is
-        sent now; 0 while that is not known."""
+        """Tokens that a verifier which decodes meanwhile, one a step, has beyond the text confirmed here when it takes in what
+        is sent now; 0 while that is not known."""
         step = self.step_seconds.value
         return (self.round_trip.value + step) / step if step else 0.0
 

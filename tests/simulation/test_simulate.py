@@ -74,6 +74,25 @@ def test_the_same_seed_gives_the_same_figures(name: str) -> None:
     assert first != json.dumps(told(fleet(), name, 4))
 
 
+def test_a_stream_that_cannot_get_ahead_costs_the_verifier_nothing() -> None:
+    """Hardly anything is sent of what the verifier will have written before it gets there, and not much is drafted; a stream
+    nearby has its drafts accepted as ever."""
+    workload = {"closed_loop": {}, "output_tokens": 200, "prompt_tokens": 8}
+
+    def books(round_trip: float) -> dict[str, int]:
+        tiers = {
+            "laptop": {"count": 1, "draft_seconds": 0.003, "acceptance": 0.5, "network": {"round_trip": round_trip}}
+        }
+        found: dict[str, int] = told(fleet(tiers=tiers, workload=workload, duration=20), "stream")["whole_run"]
+        return found
+
+    near, far = books(0.01), books(0.6)
+    assert near["accepted"] > 100
+    assert far["accepted"] + far["refused"] == 0
+    assert far["stale"] < 0.5 * far["tokens"]
+    assert far["drafted"] < 4.0 * far["tokens"]
+
+
 def test_every_drafted_token_counts_once_when_accepted() -> None:
     """Acceptance 1: every round commits its draft and a bonus token."""
     tiers = {"near": {"count": 1, "acceptance": 1.0, "draft_seconds": 0.001, "network": {"round_trip": 0.002}}}

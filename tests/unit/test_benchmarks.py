@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks import compare, run
+from benchmarks.agreement import Agreement
 from benchmarks.common import Report
 from benchmarks.compare import Bar
 from benchmarks.growth import fitted
@@ -96,3 +97,27 @@ def test_a_line_is_found_and_its_errors_are_relative() -> None:
         exact.worst,
     )
     assert 0.3 < bent.worst < 0.6
+
+
+def texts(*lines: str) -> Agreement:
+    """`x` where the draft model agrees. A step of the target takes four times what a guess does."""
+    return Agreement([[mark == "x" for mark in line] for line in lines], 0.004, 0.006, 0.001)
+
+
+def test_no_stream_gets_ahead_of_a_verifier_further_away_than_its_runs_are_long() -> None:
+    # After a round trip of 12 ms and a step three steps have passed, in which guesses come up four to one.
+    assert texts("xxx.xxx.").stream_ceiling(0.012, 8) == 1.0
+    assert texts(64 * "x").stream_ceiling(0.012, 8) > 3.0
+    assert texts(64 * "x").stream_ceiling(0.012, 1) < 2.0
+    assert texts(64 * ".").stream_ceiling(0.0, 8) == 1.0
+
+
+def test_a_stream_that_is_there_in_time_writes_a_run_at_once() -> None:
+    # One step in which nothing has arrived yet, one with the four guesses that have by then, one for the rest.
+    assert texts("xxxxxxx.").stream_ceiling(0.0, 8) == 8 / 3
+
+
+def test_only_a_draft_that_is_right_with_the_token_behind_it_saves_a_round() -> None:
+    # Rounds of 5, 5 and 1 tokens; the second finds its draft there, and takes 6 of 24 ms.
+    assert texts("xxxxxxxxx..").overlap_ceiling(0.024) == pytest.approx(3 / (2 + 0.25))
+    assert texts("xxxx.xxxx.x").overlap_ceiling(0.024) == 1.0
