@@ -159,3 +159,14 @@ def test_what_is_clear_is_tried_once_more_before_it_is_believed() -> None:
     while_it_goes(governor, Way.FREE, 1.0, now, most=2.5)
 
     assert governor.way is Way.ALONE
+
+
+def test_a_lucky_trial_is_questioned_soon() -> None:
+    """However much more it earned."""
+    governor = Governor()
+    now = while_it_goes(governor, Way.FREE, 1.0, 0.0)
+    assert governor.way is Way.ALONE
+    now = while_it_goes(governor, Way.ALONE, 1.8, now, most=0.8)
+    _, spent = lived(governor, {Way.ALONE: 0.8, Way.ROUNDS: 0.8, Way.FREE: 1.0}, 30.0, now=now)
+
+    assert spent[Way.FREE] > 20.0
