@@ -23,7 +23,7 @@ _C = 0x9E3779B97F4A7C15
 _M1 = 0xBF58476D1CE4E5B9
 _M2 = 0x94D049BB133111EB
 _MASK = 2**64 - 1
-_LARGEST_W = 1.0 - 2.0**-24
+LARGEST_W = 1.0 - 2.0**-24
 _CACHED_ROWS = 8
 """Rows whose noise is made at a time on a CPU, so that it stays in the cache meanwhile."""
 
@@ -64,7 +64,7 @@ def gumbel_reference(seed: int, position: int, tokens: np.ndarray) -> np.ndarray
         x = (x ^ (x >> np.uint64(27))) * np.uint64(_M2)
         x = x ^ (x >> np.uint64(31))
     w = ((x >> np.uint64(24)).astype(np.float64) + 0.5) * 2.0**-40
-    w32 = np.minimum(w.astype(np.float32), np.float32(_LARGEST_W))
+    w32 = np.minimum(w.astype(np.float32), np.float32(LARGEST_W))
     return -np.log(-np.log1p(-w32))
 
 
@@ -104,7 +104,7 @@ def gumbel(keys: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     if keys.device.type == "cpu":
         return torch.from_numpy(gumbel_at(keys.numpy()[:, None], tokens.numpy()))
     w = hash_bits(keys[:, None], tokens).to(torch.float64).add_(0.5).mul_(2.0**-40).to(torch.float32)
-    return w.clamp_(max=_LARGEST_W).neg_().log1p_().neg_().log_().neg_()
+    return w.clamp_(max=LARGEST_W).neg_().log1p_().neg_().log_().neg_()
 
 
 def gumbel_at(keys: np.ndarray, tokens: np.ndarray) -> np.ndarray:
@@ -112,7 +112,7 @@ def gumbel_at(keys: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     w = _hash_numpy(keys, tokens).astype(np.float64)
     w += 0.5
     w *= 2.0**-40
-    x = np.minimum(w.astype(np.float32), np.float32(_LARGEST_W))
+    x = np.minimum(w.astype(np.float32), np.float32(LARGEST_W))
     for step in (np.negative, np.log1p, np.negative, np.log, np.negative):
         step(x, out=x)
     return x
