@@ -26,7 +26,7 @@ from transformers import AttentionInterface
 from specfleet.core.errors import ConfigurationError, ModelLoadError
 from specfleet.core.extras import missing
 from specfleet.core.step import PAGE_SIZE
-from specfleet.engine.batch import Group, StepBatch
+from specfleet.engine.batch import Group, StepBatch, Walk
 from specfleet.engine.kv_pool import KVPool, LayerShape
 
 NAME = "specfleet"
@@ -247,6 +247,12 @@ def attend_groups(
             out[group.rows[group.padded_rows]] = padded[group.padded_rows]
 
 
+def walk_of(context: AttentionContext) -> Walk:
+    """What of the step `numba` does, and the groups that it does not."""
+    # Where results must not depend on who else is in the step, neither may the kernel.
+    return context.batch.walk(_WALKED if context.splits is None else sys.maxsize)
+
+
 def attend_walked(
     context: AttentionContext,
     query: np.ndarray,
@@ -258,8 +264,7 @@ def attend_walked(
 ) -> list[Group]:
     """`numba` for the tokens that are not in the groups returned: query (tokens, at least heads * dim), keys and values
     (slots, kv_heads, dim) in, (tokens, heads * dim) into `out`."""
-    # Where results must not depend on who else is in the step, neither may the kernel.
-    walk = context.batch.walk(_WALKED if context.splits is None else sys.maxsize)
+    walk = walk_of(context)
     if walk.table.shape[1]:
         _numba().attend(query, heads, keys, values, walk.table, walk.pages, look.window or 0, look.scale, out)
     return walk.groups

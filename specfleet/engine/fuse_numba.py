@@ -2,22 +2,31 @@
 
 A layer is then four products and five calls, instead of some twenty operations and as many views: of a small model's step for
 one row that was a third. What kernels write goes to memory that stays where it is, already of the size that products want.
+Where products are ours as well (halves), small steps are one call: no Python between the embedding and the head, and nobody
+else's is waited for meanwhile (the interpreter's lock is let go of).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from specfleet.core.errors import ConfigurationError
 from specfleet.engine import numba_kernels as kernels
-from specfleet.engine.attention import AttentionContext, attend_groups, attend_walked
+from specfleet.engine.attention import AttentionContext, attend_groups, attend_walked, walk_of
+from specfleet.engine.halves import Halves
+from specfleet.engine.kv_pool import KVPool
 from specfleet.engine.rows import padded_rows
 
 if TYPE_CHECKING:
     from specfleet.engine.fuse import FusedDecoder, FusedLayer
+
+
+_ROWS = 16
+"""Of a step that is one call: up to there our products cost less more than what is between them costs less."""
 
 
 class Rows:
@@ -54,16 +63,104 @@ class CompiledLayers:
         first = decoder.layers[0]
         seen, gated = Rows(first.query_heads * first.head_dim), Rows(first.gate_size)
         self._layers = [CompiledLayer(layer, cosines, sines, normed, seen, gated) for layer in decoder.layers]
+        self._whole = Whole.of(decoder.layers, cosines, sines, width)
 
     def __call__(self, context: AttentionContext) -> torch.Tensor:
         """(tokens or more, width), good until the next call."""
         batch = context.batch
+        if self._whole is not None and batch.tokens <= self._whole.rows and not walk_of(context).groups:
+            x, out = self._x.of(batch.tokens)
+            kernels.embed(batch.token_ids[0].numpy(), self._embedding, out)
+            self._whole(out, context)
+            return x
         x, out = self._x.of(padded_rows(max(self._least_rows, batch.tokens)))
         kernels.embed(batch.token_ids[0].numpy(), self._embedding, out)
         positions, slots = batch.position_ids[0].numpy(), batch.slots.numpy()
         for layer in self._layers:
             x = layer(x, positions, slots, context)
         return x
+
+
+def _stacked(halves: Sequence[Halves]) -> np.ndarray:
+    """Their weights, (layers, outputs, inputs), in one place from now on."""
+    found = np.stack([one.weight for one in halves])
+    for one, weight in zip(halves, found, strict=True):
+        one.weight = weight
+    return found
+
+
+class Whole:
+    """All layers in one call."""
+
+    def __init__(
+        self,
+        layers: Sequence[FusedLayer],
+        halves: list[list[Halves]],
+        cosines: np.ndarray,
+        sines: np.ndarray,
+        width: int,
+    ) -> None:
+        """`halves`: of the four products, each layer's."""
+        first = layers[0]
+        self.rows = _ROWS // torch.get_num_threads()
+        """Most tokens of a step."""
+        self._weights = tuple(_stacked(own) for own in halves)
+        self._biases = tuple(np.stack([one.bias for one in own]) for own in halves)
+        norms = [(layer.attention_norm, layer.mlp_norm) for layer in layers]
+        self._norms = tuple(np.stack([norm.weight.numpy() for norm in own]) for own in zip(*norms, strict=True))
+        self._epsilons = np.array([[norm.epsilon for norm in own] for own in zip(*norms, strict=True)])
+        self._turn = cosines, sines
+        heads = [layer.head_norms or () for layer in layers]
+        none = np.empty((len(layers), 0), np.float32)
+        self._head_norms = tuple(np.stack([norm.weight.numpy() for norm in own]) for own in zip(*heads, strict=True))
+        self._head_norms = self._head_norms or (none, none)
+        self._head_epsilons = np.array([own[0].epsilon if own else 0.0 for own in heads])
+        self._query_heads = first.query_heads
+        self._windows = np.array([layer.look.window or 0 for layer in layers])
+        self._scales = np.array([layer.look.scale for layer in layers])
+        seen = first.query_heads * first.head_dim
+        widths = (width, width, first.qkv.out_features, seen, 2 * first.gate_size, first.gate_size)
+        self._memory = [Rows(each) for each in widths]
+        self._caches: dict[int, Any] = {}
+
+    @classmethod
+    def of(cls, layers: Sequence[FusedLayer], cosines: np.ndarray, sines: np.ndarray, width: int) -> Whole | None:
+        """None where a product is not ours."""
+        products = zip(*((layer.qkv, layer.out, layer.gate_up, layer.down) for layer in layers), strict=True)
+        halves = [[getattr(product, "halves", None) for product in own] for own in products]
+        if any(one is None for own in halves for one in own):
+            return None
+        return cls(layers, halves, cosines, sines, width)
+
+    def __call__(self, x: np.ndarray, context: AttentionContext) -> None:
+        """x (tokens, width), in place."""
+        batch, walk, pool = context.batch, walk_of(context), context.pool
+        assert pool is not None
+        kernels.decode(
+            x,
+            self._weights,
+            self._biases,
+            self._norms,
+            self._epsilons,
+            *self._turn,
+            self._head_norms,
+            self._head_epsilons,
+            self._query_heads,
+            batch.position_ids[0].numpy(),
+            batch.slots.numpy(),
+            self._cache(pool),
+            walk.table,
+            walk.pages,
+            self._windows,
+            self._scales,
+            tuple(rows.of(len(x))[1] for rows in self._memory),
+        )
+
+    def _cache(self, pool: KVPool) -> Any:
+        found = self._caches.get(id(pool))
+        if found is None:
+            found = self._caches[id(pool)] = tuple(zip(*pool.arrays, strict=True))
+        return found
 
 
 class CompiledLayer:

@@ -29,17 +29,17 @@ class Halves:
         from specfleet.engine import numba_kernels  # imported where it is used: numba may be missing
 
         self._multiply = numba_kernels.multiply
-        self._weight = (weight.contiguous().numpy().view(np.uint32) >> 16).astype(np.uint16)
-        self._bias = np.empty(0, np.float32) if bias is None else bias.numpy()
+        self.weight = (weight.contiguous().numpy().view(np.uint32) >> 16).astype(np.uint16)
+        self.bias = np.empty(0, np.float32) if bias is None else bias.numpy()
         self._none = np.empty((0, 0), np.float32)
         self.rows = _ROWS // torch.get_num_threads()
         """Most rows that a product should have."""
 
     def product(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """residual + x A^T + b, x (rows, inputs)."""
-        out = torch.empty(x.shape[0], self._weight.shape[0])
+        out = torch.empty(x.shape[0], self.weight.shape[0])
         added = self._none if residual is None else residual.contiguous().numpy()
-        self._multiply(x.contiguous().numpy(), self._weight, self._bias, added, out.numpy())
+        self._multiply(x.contiguous().numpy(), self.weight, self.bias, added, out.numpy())
         return out
 
 

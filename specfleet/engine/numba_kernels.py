@@ -68,14 +68,34 @@ def multiply(x: Any, halves: Any, bias: Any, residual: Any, out: Any) -> None:
     """x A^T, plus `bias` and `residual` where they are not empty. x (rows, inputs); `halves` uint16 (outputs, inputs), the
     upper halves of A's float32 numbers; bias (outputs,); residual and `out` (rows, outputs).
 
-    Rows are taken four by four, so that weights are made whole once for each four.
+    Rows are taken four by four, so that weights are made whole once for each four; from eight on for two outputs at a time, so
+    that rows are read half as often.
     """
     rows, inputs = x.shape
-    for o in range(halves.shape[0]):
-        start = bias[o] if len(bias) > 0 else _f(0.0)
-        r = 0
+    outputs = halves.shape[0]
+    by_four = rows // 4 * 4 if rows >= 8 else 0
+    in_pairs = outputs // 2 * 2 if by_four > 0 else 0
+    for o in range(0, in_pairs, 2):
+        for r in range(0, by_four, 4):
+            a, b, c, d = _f(0.0), _f(0.0), _f(0.0), _f(0.0)
+            e, f, g, h = _f(0.0), _f(0.0), _f(0.0), _f(0.0)
+            for i in range(inputs):
+                weight, other = _whole(halves[o, i]), _whole(halves[o + 1, i])
+                s, t, u, v = x[r, i], x[r + 1, i], x[r + 2, i], x[r + 3, i]
+                a += weight * s
+                b += weight * t
+                c += weight * u
+                d += weight * v
+                e += other * s
+                f += other * t
+                g += other * u
+                h += other * v
+            out[r, o], out[r + 1, o], out[r + 2, o], out[r + 3, o] = a, b, c, d
+            out[r, o + 1], out[r + 1, o + 1], out[r + 2, o + 1], out[r + 3, o + 1] = e, f, g, h
+    for o in range(outputs):
+        r = by_four if o < in_pairs else 0
         while r + 4 <= rows:
-            a, b, c, d = start, start, start, start
+            a, b, c, d = _f(0.0), _f(0.0), _f(0.0), _f(0.0)
             for i in range(inputs):
                 weight = _whole(halves[o, i])
                 a += weight * x[r, i]
@@ -85,7 +105,7 @@ def multiply(x: Any, halves: Any, bias: Any, residual: Any, out: Any) -> None:
             out[r, o], out[r + 1, o], out[r + 2, o], out[r + 3, o] = a, b, c, d
             r += 4
         if r + 2 <= rows:
-            a, b = start, start
+            a, b = _f(0.0), _f(0.0)
             for i in range(inputs):
                 weight = _whole(halves[o, i])
                 a += weight * x[r, i]
@@ -93,13 +113,17 @@ def multiply(x: Any, halves: Any, bias: Any, residual: Any, out: Any) -> None:
             out[r, o], out[r + 1, o] = a, b
             r += 2
         if r < rows:
-            a = start
+            a = _f(0.0)
             for i in range(inputs):
                 a += _whole(halves[o, i]) * x[r, i]
             out[r, o] = a
+    if len(bias) > 0:
+        for r in range(rows):
+            for o in range(outputs):
+                out[r, o] += bias[o]
     if len(residual) > 0:
         for r in range(rows):
-            for o in range(out.shape[1]):
+            for o in range(outputs):
                 out[r, o] += residual[r, o]
 
 
@@ -255,3 +279,51 @@ def attend(
                 at = (h * share + s) * dim
                 for d in range(dim):
                     out[t, at + d] = sums[s, d]
+
+
+@_compiled
+def decode(
+    x: Any,
+    weights: Any,
+    biases: Any,
+    norms: Any,
+    epsilons: Any,
+    cosines: Any,
+    sines: Any,
+    head_norms: Any,
+    head_epsilons: Any,
+    query_heads: int,
+    positions: Any,
+    slots: Any,
+    cache: Any,
+    walk: Any,
+    pages: Any,
+    windows: Any,
+    scales: Any,
+    memory: Any,
+) -> None:
+    """All layers, in place: x (tokens, width), which of each token is what goes into the first and comes out of the last.
+
+    `weights`, `biases`: `halves` (layers, outputs, inputs) and (layers, outputs or 0), of each of the products: queries, keys
+    and values; attention's output; gate and up; down. `norms`: two arrays (layers, width), `epsilons` (2, layers).
+    `head_norms`: of queries and keys (layers, dim or 0), `head_epsilons` (layers,). `cache`: keys and values, a tuple of layers
+    each. `memory`: six arrays (tokens, width of what they hold): a second x, what is normed, heads, what is seen, both halves
+    of the gate, what is gated. The rest is for `rotate_and_store` and `attend`.
+    """
+    y, normed, heads, seen, both, gated = memory
+    none = np.empty((0, 0), np.float32)
+    for layer in range(len(weights[0])):
+        normalize(x, norms[0][layer], epsilons[0, layer], normed)
+        multiply(normed, weights[0][layer], biases[0][layer], none, heads)
+        keys, values = cache[0][layer], cache[1][layer]
+        query_norm, key_norm = head_norms[0][layer], head_norms[1][layer]
+        epsilon = head_epsilons[layer]
+        rotate_and_store(
+            heads, positions, slots, cosines, sines, query_norm, key_norm, epsilon, query_heads, keys, values
+        )
+        attend(heads, query_heads, keys, values, walk, pages, windows[layer], scales[layer], seen)
+        multiply(seen, weights[1][layer], biases[1][layer], x, y)
+        normalize(y, norms[1][layer], epsilons[1, layer], normed)
+        multiply(normed, weights[2][layer], biases[2][layer], none, both)
+        gate(both, gated)
+        multiply(gated, weights[3][layer], biases[3][layer], y, x)
