@@ -64,7 +64,7 @@ class Acceptance:
     @property
     def rate(self) -> float:
         """Shrunk to the pool, within [LOWEST, HIGHEST]."""
-        own, kept = self._sum, self._kept
+        own, kept = self._sum, self._kept if self.unguessed else 1.0
         rate = (kept * own.accepted + SHRINKAGE * self._pool.rate) / (kept * own.tested + SHRINKAGE)
         return LOWEST if rate < LOWEST else HIGHEST if rate > HIGHEST else rate
 

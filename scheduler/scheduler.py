@@ -155,7 +155,7 @@ class Scheduler:
         self._records[session] = record
         record.grant = self._issued(self._speculation.opened(record, now)) if can_draft else LOCAL
         record.told.append((known, now))
-        self._place(record, now)
+        self._place((record,), now)
         return record.grant
 
     def drafted(
@@ -294,7 +294,7 @@ class Scheduler:
         given = {record.session: LOCAL for record in records}
         issued: dict[int, Grant] = {id(LOCAL): LOCAL}
         """By the policy's own, of which there are few."""
-        apart: set[int] = set()
+        apart: dict[int, SessionRecord] = {}
         """Those who wait for their draft now or did. Everybody else was ready and is again."""
         for record, chosen in zip(records, grants, strict=True):
             before = record.grant
@@ -307,14 +307,11 @@ class Scheduler:
             given[session] = record.grant = grant
             record.told.append((record.known, now))
             if chosen.mode is ROUND or before.mode is ROUND:
-                apart.add(session)
-        if not apart:
-            self._queue.decoded(records)
-            return given
-        self._queue.decoded([record for record in records if record.session not in apart])
-        for record in records:
-            if record.session in apart:
-                self._place(record, now)
+                apart[session] = record
+        if apart:
+            records = [record for record in records if record.session not in apart]
+        self._queue.decoded(records)
+        self._place(apart.values(), now)
         return given
 
     def _shape(self, items: Iterable[PlanItem | ItemOutcome]) -> StepShape:
@@ -341,19 +338,17 @@ class Scheduler:
             return grant
         return Grant(grant.mode, grant.length, self._alternatives, self._token_cost)
 
-    def _place(self, record: SessionRecord, now: float) -> None:
-        """With a new grant."""
-        if record.grant.mode is ROUND:
-            record.draft_deadline = now + self._patience(record)
-        self._queue.place(record, now)
-
-    def _patience(self, record: SessionRecord) -> float:
-        """Seconds that a round may wait for its draft: a drafter that has died must not hold up its user for long."""
-        each, trip = record.draft_seconds.value, record.round_trip.value
-        if not each or not trip:
-            return self.config.draft_wait_seconds
-        usual = PATIENCE * (record.grant.length * each + trip) + PATIENCE_STEPS * self._view.step_seconds.value
-        return min(self.config.draft_wait_seconds, usual)
+    def _place(self, records: Iterable[SessionRecord], now: float) -> None:
+        """With new grants. A round waits for its draft only so long: a drafter that has died must not hold up its user."""
+        longest, steps = self.config.draft_wait_seconds, PATIENCE_STEPS * self._view.step_seconds.value
+        for record in records:
+            grant = record.grant
+            if grant.mode is ROUND:
+                each, trip, patience = record.draft_seconds.value, record.round_trip.value, longest
+                if each and trip:
+                    patience = min(longest, PATIENCE * (grant.length * each + trip) + steps)
+                record.draft_deadline = now + patience
+            self._queue.place(record, now)
 
     def _preempt(self, ready: list[SessionRecord]) -> Plan:
         """Nobody fits: the youngest session with pages gives them back, if it is younger than the oldest one that is ready.

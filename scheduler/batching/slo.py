@@ -139,11 +139,12 @@ class Turns:
         self._drafting: dict[int, tuple[float, list[int]]] = {}
         """What an own token of a run was worth, and places of those in it whose drafted ones were not looked at."""
 
-    def share_out(self, tokens: int) -> tuple[list[SessionRecord], list[int]]:
-        """Who gets some of `tokens` tokens, and how many; who is given one first comes first."""
+    def share_out(self, tokens: int) -> tuple[list[SessionRecord], dict[int, int]]:
+        """Who gets some of `tokens` tokens, who is given one first before others; and how many drafted ones beside their own,
+        by their places, where it is any."""
         heap = self._heap
         records: list[SessionRecord] = []
-        given: list[int] = []
+        beside: dict[int, int] = {}
         while tokens > 0 and heap:
             negative, order, place, queue = heapq.heappop(heap)
             if queue is not None:
@@ -152,7 +153,6 @@ class Turns:
                 drafting = [one for one, record in enumerate(taken, len(records)) if record.drafted]
                 tokens -= len(taken)
                 records += taken
-                given += [1] * len(taken)
                 if drafting:
                     self._pushed += 1
                     self._drafting[self._pushed] = negative, drafting
@@ -164,16 +164,17 @@ class Turns:
             elif place == UNKNOWN:
                 negative, drafting = self._drafting.pop(order)
                 for one in drafting:
-                    if records[one].offered:
-                        heapq.heappush(heap, (negative * records[one].acceptance.rate, order, one, None))
+                    record = records[one]
+                    if record.grant.length:
+                        heapq.heappush(heap, (negative * record.acceptance.rate, order, one, None))
             else:
                 record = records[place]
                 tokens -= 1
-                given[place] += 1
-                if given[place] <= record.offered:
+                drafted = beside[place] = beside.get(place, 0) + 1
+                if drafted < record.offered:
                     self._pushed += 1
                     heapq.heappush(heap, (negative * record.acceptance.rate, self._pushed, place, None))
-        return records, given
+        return records, beside
 
 
 def queues_by_worth(
@@ -198,6 +199,11 @@ def _runs(records: Iterable[SessionRecord], worth: Callable[[SessionRecord], flo
         before = value
     if run:
         yield before, run
+
+
+def _pairs(records: Sequence[SessionRecord], beside: Mapping[int, int]) -> Iterator[tuple[SessionRecord, int]]:
+    """Each of those who share a step, and how many drafted tokens were given to it."""
+    return ((record, beside.get(place, 0)) for place, record in enumerate(records))
 
 
 def kept_for_prefill(prefills: Iterable[SessionRecord], tokens: int) -> int:
@@ -300,9 +306,9 @@ class Step:
         else:
             queues = [(shares[name], own.values(), NO_MORE) for name, own in decodes.items()]
         spare = kept_for_prefill(ready.prefills.values(), self._budget.tokens)
-        records, given = Turns(queues).share_out(self._budget.tokens - spare)
-        for record, tokens in zip(records, given, strict=True) if limited else self._decode(records, given):
-            self.take(record, spare, tokens - 1)
+        records, beside = Turns(queues).share_out(self._budget.tokens - spare)
+        for record, drafted in _pairs(records, beside) if limited else self._decode(records, beside):
+            self.take(record, spare, drafted)
         for record in ready.prefills.values():
             if self.full:
                 return
@@ -314,16 +320,17 @@ class Step:
                 if takes_part(record):
                     self.take(record)
 
-    def _decode(self, records: Sequence[SessionRecord], given: Sequence[int]) -> Iterable[tuple[SessionRecord, int]]:
-        """Take all to whom a single token was given at once, where no time is short; returns the others."""
-        alone = given.count(1) == len(given)
-        single = records if alone else [record for record, tokens in zip(records, given, strict=True) if tokens == 1]
+    def _decode(
+        self, records: Sequence[SessionRecord], beside: Mapping[int, int]
+    ) -> Iterable[tuple[SessionRecord, int]]:
+        """Take all to whom no drafted token was given at once, where no time is short; returns the others, with how many."""
+        single = [record for place, record in enumerate(records) if place not in beside] if beside else records
         if not self._budget.decode(single):
-            return zip(records, given, strict=True)
+            return _pairs(records, beside)
         self._end = self._now + self._budget.shape.seconds(self._coefficients)
         if self._budget.tokens > 0:  # else nobody else is asked
             self._taken.update([record.session for record in single])
-        return () if alone else [pair for pair in zip(records, given, strict=True) if pair[1] > 1]
+        return [(records[place], beside[place]) for place in sorted(beside)]
 
     @property
     def full(self) -> bool:

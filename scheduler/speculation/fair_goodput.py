@@ -231,12 +231,12 @@ class FairGoodput:
         weight, crossings, rounds = self._weight(record), 0, False
         paced = record.service.tpot_seconds is not None and record.first_at is not None
         if paced:
-            wished = self._paced(record, now)
+            wished = offer = self._paced(record, now)
         else:
             offers = self._offers(record, weight)
             wished, crossings = self._best(offers, weight, held)
             rounds = _rounds_would_do(offers, wished)
-        offer = wished if paced or self._may_draft else self._local(record)
+            offer = wished if self._may_draft else offers[0]
         if held is not None:
             self._count(record, held, -1.0)
         record.worth, record.wish = weight, wished.grant
@@ -299,6 +299,7 @@ class FairGoodput:
         return Offer(LOCAL, 1.0, costs.token + costs.context * record.known, costs.step)
 
     def _offers(self, record: SessionRecord, weight: float, longest: int = LONGEST_ROUND) -> list[Offer]:
+        """What it can be granted, LOCAL first."""
         if not record.can_draft:
             return [self._local(record)]
         draft = record.draft_seconds.value or UNKNOWN_DRAFT_SECONDS

@@ -70,7 +70,8 @@ def test_the_tokens_shared_out_are_those_of_most_worth(seed: int) -> None:
     decodes, worths = queues(rng)
     tokens = int(rng.integers(0, 30))
     owns = queues_by_worth(decodes.values(), lambda record: worths[record.session])
-    shared = list(zip(*Turns(owns).share_out(tokens), strict=True))
+    records, beside = Turns(owns).share_out(tokens)
+    shared = [(record, 1 + beside.get(place, 0)) for place, record in enumerate(records)]
     total = sum(worths[one.session] * sum(one.acceptance.rate**j for j in range(count)) for one, count in shared)
     assert best_one_each_time(decodes, worths, tokens) == pytest.approx(total)
     assert sum(count for _, count in shared) <= tokens
