@@ -307,8 +307,8 @@ def decode(
     `weights`, `biases`: `halves` (layers, outputs, inputs) and (layers, outputs or 0), of each of the products: queries, keys
     and values; attention's output; gate and up; down. `norms`: two arrays (layers, width), `epsilons` (2, layers).
     `head_norms`: of queries and keys (layers, dim or 0), `head_epsilons` (layers,). `cache`: keys and values, a tuple of
-    layers each. `memory`: six arrays (tokens, width of what they hold): a second x, what is normed, heads, what is seen, both halves
-    of the gate, what is gated. The rest is for `rotate_and_store` and `attend`.
+    layers each. `memory`: six arrays (tokens, width of what they hold): a second x, what is normed, heads, what is seen, both
+    halves of the gate, what is gated. The rest is for `rotate_and_store` and `attend`.
     """
     y, normed, heads, seen, both, gated = memory
     none = np.empty((0, 0), np.float32)
