@@ -121,7 +121,8 @@ class Whole:
         seen = first.query_heads * first.head_dim
         widths = (width, width, first.qkv.out_features, seen, 2 * first.gate_size, first.gate_size)
         self._memory = [Rows(each) for each in widths]
-        self._caches: dict[int, Any] = {}
+        self._cache: tuple[KVPool | None, Any] = None, None
+        """The pool that the last step had, and its arrays by layer."""
 
     @classmethod
     def of(cls, layers: Sequence[FusedLayer], cosines: np.ndarray, sines: np.ndarray, width: int) -> Whole | None:
@@ -136,6 +137,8 @@ class Whole:
         """x (tokens, width), in place."""
         batch, walk, pool = context.batch, walk_of(context), context.pool
         assert pool is not None
+        if self._cache[0] is not pool:  # the one that a load is probed with is not the engine's
+            self._cache = pool, tuple(zip(*pool.arrays, strict=True))
         kernels.decode(
             x,
             self._weights,
@@ -148,19 +151,13 @@ class Whole:
             self._query_heads,
             batch.position_ids[0].numpy(),
             batch.slots.numpy(),
-            self._cache(pool),
+            self._cache[1],
             walk.table,
             walk.pages,
             self._windows,
             self._scales,
             tuple(rows.of(len(x))[1] for rows in self._memory),
         )
-
-    def _cache(self, pool: KVPool) -> Any:
-        found = self._caches.get(id(pool))
-        if found is None:
-            found = self._caches[id(pool)] = tuple(zip(*pool.arrays, strict=True))
-        return found
 
 
 class CompiledLayer:
