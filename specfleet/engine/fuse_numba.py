@@ -25,10 +25,6 @@ if TYPE_CHECKING:
     from specfleet.engine.fuse import FusedDecoder, FusedLayer
 
 
-_ROWS = 16
-"""Of a step that is one call: up to there our products cost less more than what is between them costs less."""
-
-
 class Rows:
     """Memory for rows of one width, as a tensor and as an array."""
 
@@ -82,10 +78,11 @@ class CompiledLayers:
 
 
 def _stacked(halves: Sequence[Halves]) -> np.ndarray:
-    """Their weights, (layers, outputs, inputs), in one place from now on."""
-    found = np.stack([one.weight for one in halves])
-    for one, weight in zip(halves, found, strict=True):
-        one.weight = weight
+    """Their weights, one layer's behind the other's, in one place from now on."""
+    parts = [torch.from_numpy(one.packed.view(np.int32)) for one in halves]
+    found: np.ndarray = torch.stack(parts).numpy().view(np.uint32)  # torch's memory begins with a cache line
+    for one, packed in zip(halves, found, strict=True):
+        one.packed = packed
     return found
 
 
@@ -102,7 +99,7 @@ class Whole:
     ) -> None:
         """`halves`: of the four products, each layer's."""
         first = layers[0]
-        self.rows = _ROWS // torch.get_num_threads()
+        self.rows = halves[0][0].rows
         """Most tokens of a step."""
         self._weights = tuple(_stacked(own) for own in halves)
         self._biases = tuple(np.stack([one.bias for one in own]) for own in halves)

@@ -2,10 +2,10 @@
 
 Checkpoints mostly come in bfloat16, and on a CPU are computed in float32. Each weight is then a float32 whose lower half is
 zero; putting the zeros back is exact, so these are the same products, summed up in another order. All 64 products of the tiny
-target's layers, one thread, weights from memory, milliseconds (oneDNN with float32 weights / these):
+target's layers, one thread, weights from memory, least of many in milliseconds (oneDNN with float32 weights / these):
 
-    rows      1          2          3          4          6          8          16
-              8.0 / 2.3  12.7 / 2.7 7.7 / 3.5  7.2 / 4.7  7.3 / 5.6  9.6 / 7.5  14.3 / 15.1
+    rows      1           2           4          8           16          24           48
+              15.4 / 1.7  15.0 / 2.3  6.7 / 2.1  15.0 / 4.0  17.7 / 7.6  18.9 / 12.3  28.8 / 26.4
 
 The float32 weights stay, for prompts and larger steps, so that it costs half as much memory again.
 """
@@ -17,8 +17,8 @@ import torch
 
 from specfleet.core.extras import missing
 
-_ROWS = 8
-"""Up to which it is faster on one thread. oneDNN shares its work among threads, and this does not."""
+_ROWS, _NARROW_ROWS = 48, 8
+"""Up to which it is faster on one thread, with AVX-512 and without."""
 _LOWER_HALF = 0xFFFF
 
 
@@ -26,20 +26,22 @@ class Halves:
     """The upper halves of weights (outputs, inputs)."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        from specfleet.engine import numba_kernels  # imported where it is used: numba may be missing
+        from specfleet.engine import products_numba  # imported where it is used: numba may be missing
 
-        self._multiply = numba_kernels.multiply
-        self.weight = (weight.contiguous().numpy().view(np.uint32) >> 16).astype(np.uint16)
+        self._multiply = products_numba.multiply
+        self._outputs = weight.shape[0]
+        self.packed = products_numba.pack((weight.contiguous().numpy().view(np.uint32) >> 16).astype(np.uint16))
         self.bias = np.empty(0, np.float32) if bias is None else bias.numpy()
         self._none = np.empty((0, 0), np.float32)
-        self.rows = _ROWS // torch.get_num_threads()
+        # oneDNN shares its work among threads and this does not; and the fewer rows, the more it gains by reading less.
+        self.rows = (_ROWS if products_numba.WIDE else _NARROW_ROWS) // torch.get_num_threads() ** 2
         """Most rows that a product should have."""
 
     def product(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """residual + x A^T + b, x (rows, inputs)."""
-        out = torch.empty(x.shape[0], self.weight.shape[0])
+        out = torch.empty(x.shape[0], self._outputs)
         added = self._none if residual is None else residual.contiguous().numpy()
-        self._multiply(x.contiguous().numpy(), self.weight, self.bias, added, out.numpy())
+        self._multiply(x.contiguous().numpy(), self.packed, self.bias, added, out.numpy())
         return out
 
 
@@ -48,4 +50,5 @@ def halves_of(weight: torch.Tensor, bias: torch.Tensor | None) -> Halves | None:
     if weight.dtype != torch.float32 or weight.device.type != "cpu" or missing("numba"):
         return None
     exact = not bool((weight.view(torch.int32) & _LOWER_HALF).any())
-    return Halves(weight, bias) if exact and torch.get_num_threads() <= _ROWS else None
+    found = Halves(weight, bias) if exact else None
+    return found if found and found.rows else None

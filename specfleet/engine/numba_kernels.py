@@ -10,39 +10,27 @@ For a small model on a CPU, one thread, 384 wide, microseconds a layer (torch's 
 The first are one pass over memory instead of four. Attention gathers no pages and pads nothing: each query reads the keys that
 it sees where they are, so that what it finds does not depend on who else is in the step. That is the way to decode and to
 verify drafts; a prompt's many queries are better off as matrix products, and go to torch (`attention.attend_walked`).
-
-Only Python and NumPy are known in here; Numba makes machine code of it at the first call and keeps that beside this file, or
-in the user's cache.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numba import njit
 
+from specfleet.engine.compiled import ARITHMETIC, fast
+from specfleet.engine.products_numba import multiply
+
 PAGE = 16
 """Tokens of a page: a constant to the compiler (`core.step.PAGE_SIZE`)."""
-
-_ARITHMETIC = {"reassoc", "contract", "nsz", "arcp"}
-"""Sums in any order, so that they are vectors' sums. But NaN stays NaN: what is not finite has to be seen."""
 
 _f = np.float32
 _LOWEST, _HIGHEST = _f(-87.0), _f(88.0)
 """Beyond them e^x is no normal float32."""
 
 
-def _compiled(function: Callable[..., Any]) -> Any:
-    options = {"fastmath": _ARITHMETIC, "nogil": True, "error_model": "numpy"}
-    with contextlib.suppress(RuntimeError):  # nowhere to keep it: then it is compiled at every start
-        return njit(cache=True, **options)(function)
-    return njit(**options)(function)
-
-
-@njit(fastmath=_ARITHMETIC, inline="always")
+@njit(fastmath=ARITHMETIC, inline="always")
 def _exp(x: float) -> float:
     """e^x to 2 units in the last place, without a branch: 2^k e^r, e^r by the polynomial of Cephes' expf."""
     k = np.floor(x * _f(1.44269504) + _f(0.5))
@@ -57,77 +45,7 @@ def _exp(x: float) -> float:
     return p * np.int32((np.int32(k) + np.int32(127)) * np.int32(8388608)).view(np.float32)  # type: ignore[no-any-return]
 
 
-@njit(fastmath=_ARITHMETIC, inline="always")
-def _whole(half: int) -> float:
-    """The float32 whose upper half this is, the lower one zero."""
-    return np.uint32(np.uint32(half) * np.uint32(65536)).view(np.float32)  # type: ignore[no-any-return]
-
-
-@_compiled
-def multiply(x: Any, halves: Any, bias: Any, residual: Any, out: Any) -> None:
-    """x A^T, plus `bias` and `residual` where they are not empty. x (rows, inputs); `halves` uint16 (outputs, inputs), the
-    upper halves of A's float32 numbers; bias (outputs,); residual and `out` (rows, outputs).
-
-    Rows are taken four by four, so that weights are made whole once for each four; from eight on for two outputs at a time, so
-    that rows are read half as often.
-    """
-    rows, inputs = x.shape
-    outputs = halves.shape[0]
-    by_four = rows // 4 * 4 if rows >= 8 else 0
-    in_pairs = outputs // 2 * 2 if by_four > 0 else 0
-    for o in range(0, in_pairs, 2):
-        for r in range(0, by_four, 4):
-            a, b, c, d = _f(0.0), _f(0.0), _f(0.0), _f(0.0)
-            e, f, g, h = _f(0.0), _f(0.0), _f(0.0), _f(0.0)
-            for i in range(inputs):
-                weight, other = _whole(halves[o, i]), _whole(halves[o + 1, i])
-                s, t, u, v = x[r, i], x[r + 1, i], x[r + 2, i], x[r + 3, i]
-                a += weight * s
-                b += weight * t
-                c += weight * u
-                d += weight * v
-                e += other * s
-                f += other * t
-                g += other * u
-                h += other * v
-            out[r, o], out[r + 1, o], out[r + 2, o], out[r + 3, o] = a, b, c, d
-            out[r, o + 1], out[r + 1, o + 1], out[r + 2, o + 1], out[r + 3, o + 1] = e, f, g, h
-    for o in range(outputs):
-        r = by_four if o < in_pairs else 0
-        while r + 4 <= rows:
-            a, b, c, d = _f(0.0), _f(0.0), _f(0.0), _f(0.0)
-            for i in range(inputs):
-                weight = _whole(halves[o, i])
-                a += weight * x[r, i]
-                b += weight * x[r + 1, i]
-                c += weight * x[r + 2, i]
-                d += weight * x[r + 3, i]
-            out[r, o], out[r + 1, o], out[r + 2, o], out[r + 3, o] = a, b, c, d
-            r += 4
-        if r + 2 <= rows:
-            a, b = _f(0.0), _f(0.0)
-            for i in range(inputs):
-                weight = _whole(halves[o, i])
-                a += weight * x[r, i]
-                b += weight * x[r + 1, i]
-            out[r, o], out[r + 1, o] = a, b
-            r += 2
-        if r < rows:
-            a = _f(0.0)
-            for i in range(inputs):
-                a += _whole(halves[o, i]) * x[r, i]
-            out[r, o] = a
-    if len(bias) > 0:
-        for r in range(rows):
-            for o in range(outputs):
-                out[r, o] += bias[o]
-    if len(residual) > 0:
-        for r in range(rows):
-            for o in range(outputs):
-                out[r, o] += residual[r, o]
-
-
-@_compiled
+@fast
 def embed(ids: Any, table: Any, out: Any) -> None:
     """Rows of `table` into `out`; zeros into the rows that are left."""
     tokens = len(ids)
@@ -138,7 +56,7 @@ def embed(ids: Any, table: Any, out: Any) -> None:
     out[tokens:] = _f(0.0)
 
 
-@_compiled
+@fast
 def normalize(x: Any, weight: Any, epsilon: float, out: Any) -> None:
     """RMS norm of each row: x / sqrt(mean(x^2) + epsilon) * weight."""
     width = x.shape[1]
@@ -151,7 +69,7 @@ def normalize(x: Any, weight: Any, epsilon: float, out: Any) -> None:
             out[t, i] = x[t, i] * factor * weight[i]
 
 
-@_compiled
+@fast
 def gate(both: Any, out: Any) -> None:
     """silu(first half) * second half of each row."""
     size = out.shape[1]
@@ -162,7 +80,7 @@ def gate(both: Any, out: Any) -> None:
             out[t, i] = g / (_f(1.0) + e) * both[t, size + i]
 
 
-@_compiled
+@fast
 def rotate_and_store(
     heads: Any,
     positions: Any,
@@ -208,7 +126,7 @@ def rotate_and_store(
                 values[slot, h, d] = heads[t, at + kv_heads * dim + d]
 
 
-@_compiled
+@fast
 def attend(
     queries: Any, query_heads: int, keys: Any, values: Any, walk: Any, pages: Any, window: int, scale: float, out: Any
 ) -> None:
@@ -281,7 +199,7 @@ def attend(
                     out[t, at + d] = sums[s, d]
 
 
-@_compiled
+@fast
 def decode(
     x: Any,
     weights: Any,
@@ -304,11 +222,11 @@ def decode(
 ) -> None:
     """All layers, in place: x (tokens, width), which of each token is what goes into the first and comes out of the last.
 
-    `weights`, `biases`: `halves` (layers, outputs, inputs) and (layers, outputs or 0), of each of the products: queries, keys
-    and values; attention's output; gate and up; down. `norms`: two arrays (layers, width), `epsilons` (2, layers).
-    `head_norms`: of queries and keys (layers, dim or 0), `head_epsilons` (layers,). `cache`: keys and values, a tuple of
-    layers each. `memory`: six arrays (tokens, width of what they hold): a second x, what is normed, heads, what is seen, both
-    halves of the gate, what is gated. The rest is for `rotate_and_store` and `attend`.
+    `weights`, `biases`: `products_numba.pack`ed, one layer's behind the other's, and (layers, outputs or 0), of each of the
+    products: queries, keys and values; attention's output; gate and up; down. `norms`: two arrays (layers, width), `epsilons`
+    (2, layers). `head_norms`: of queries and keys (layers, dim or 0), `head_epsilons` (layers,). `cache`: keys and values, a
+    tuple of layers each. `memory`: six arrays (tokens, width of what they hold): a second x, what is normed, heads, what is
+    seen, both halves of the gate, what is gated. The rest is for `rotate_and_store` and `attend`.
     """
     y, normed, heads, seen, both, gated = memory
     none = np.empty((0, 0), np.float32)

@@ -8,14 +8,12 @@ Arithmetic is float32's own, in the order in which it stands: what a row says do
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from specfleet.engine.compiled import exact
 from specfleet.engine.noise import LARGEST_W
 
 _C = np.uint64(0x9E3779B97F4A7C15)
@@ -31,14 +29,7 @@ _LARGEST = np.float32(LARGEST_W)
 _ONE = np.float32(1.0)
 
 
-def _compiled(function: Callable[..., Any]) -> Any:
-    options = {"nogil": True, "error_model": "numpy"}
-    with contextlib.suppress(RuntimeError):  # nowhere to keep it: then it is compiled at every start
-        return njit(cache=True, **options)(function)
-    return njit(**options)(function)
-
-
-@_compiled
+@exact
 def _uniform(key: Any, token: int) -> float:
     """w of `noise`."""
     x = key + np.uint64(token) * _C
@@ -48,7 +39,7 @@ def _uniform(key: Any, token: int) -> float:
     return (np.float64(x >> _24) + 0.5) * 2.0**-40  # type: ignore[no-any-return]
 
 
-@_compiled
+@exact
 def _winner(scores: Any, weights: Any, places: Any, key: Any, certain: float, excluded: int) -> int:
     """Of the tokens at `places`, the kept one of largest score plus noise; _NOBODY where there is none."""
     above = -np.inf
@@ -76,7 +67,7 @@ def _winner(scores: Any, weights: Any, places: Any, key: Any, certain: float, ex
         above = scores[token]  # cut off, and so is whoever is no likelier
 
 
-@_compiled
+@exact
 def race(
     scores: Any,
     weights: Any,

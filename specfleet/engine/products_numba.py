@@ -1,0 +1,147 @@
+"""Products with weights that are bfloat16 numbers, in tiles that stay in registers.
+
+A tile is some rows times some outputs. Each step along the inputs loads the tile's weights once, makes them whole by a shift
+and a mask, and multiplies them with each row's number: there are as many sums as registers hold, so that the processor
+multiplies all the time and memory is read meanwhile. Loops in Python would leave it to LLVM which numbers stay in registers,
+and it does not see this; so the tile is said in LLVM's own words.
+
+Each sum is taken in the order of the inputs, whatever the number of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from specfleet.engine.compiled import fast
+
+WIDE = torch.backends.cpu.get_cpu_capability() == "AVX512"
+"""32 registers of 16 numbers each; otherwise 16 of eight are supposed."""
+_LANES = 16
+_ROWS, _WORDS = (4, 2) if WIDE else (2, 1)
+"""Of a tile: rows, and vectors of words. A word holds the weights of two outputs."""
+OUTPUTS = 2 * _LANES * _WORDS
+"""Of a tile."""
+
+_index, _float, _word = ir.IntType(64), ir.FloatType(), ir.IntType(32)
+_floats, _words = ir.VectorType(_float, _LANES), ir.VectorType(_word, _LANES)
+
+
+def _tile(rows: int) -> Callable[..., None]:
+    """The product of so many rows with one block of `pack`. Arguments: address of the first row and numbers from one to the
+    next; address of the block; inputs; address of the first sum and numbers from one row to the next."""
+
+    def build(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        x, x_stride, block, inputs, out, out_stride = arguments
+        zero, one = ir.Constant(_index, 0), ir.Constant(_index, 1)
+        from_row = [
+            builder.gep(builder.inttoptr(x, _float.as_pointer()), [builder.mul(x_stride, ir.Constant(_index, row))])
+            for row in range(rows)
+        ]
+        weights = builder.inttoptr(block, _words.as_pointer())
+        before, loop = builder.block, builder.append_basic_block("along_inputs")
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        at = builder.phi(_index)
+        at.add_incoming(zero, before)
+        sums = [[builder.phi(_floats) for _ in range(2 * _WORDS)] for _ in range(rows)]
+        spread = [_broadcast(builder, builder.load(builder.gep(row, [at]), align=4)) for row in from_row]
+        for number in range(_WORDS):
+            place = builder.add(builder.mul(at, ir.Constant(_index, _WORDS)), ir.Constant(_index, number))
+            word = builder.load(builder.gep(weights, [place]), align=4)
+            low = builder.shl(word, ir.Constant(_words, [16] * _LANES))
+            high = builder.and_(word, ir.Constant(_words, [0xFFFF0000] * _LANES))
+            for half, bits in enumerate((low, high)):
+                weight = builder.bitcast(bits, _floats)
+                for row in range(rows):
+                    total = sums[row][2 * number + half]
+                    product = builder.fmul(weight, spread[row], flags=("contract",))
+                    total.add_incoming(ir.Constant(_floats, [0.0] * _LANES), before)
+                    total.add_incoming(builder.fadd(product, total, flags=("contract",)), loop)
+        following = builder.add(at, one)
+        at.add_incoming(following, loop)
+        after = builder.append_basic_block("summed")
+        builder.cbranch(builder.icmp_signed("<", following, inputs), loop, after)
+        builder.position_at_end(after)
+        first = builder.inttoptr(out, _float.as_pointer())
+        for row, own in enumerate(sums):
+            for number, total in enumerate(own):
+                place = builder.add(
+                    builder.mul(out_stride, ir.Constant(_index, row)), ir.Constant(_index, number * _LANES)
+                )
+                target = builder.bitcast(builder.gep(first, [place]), _floats.as_pointer())
+                builder.store(total.incomings[1][0], target, align=4)
+        return context.get_dummy_value()
+
+    @intrinsic
+    def tile(typing: Any, x: Any, x_stride: Any, block: Any, inputs: Any, out: Any, out_stride: Any) -> tuple[Any, Any]:
+        return types.void(*[types.intp] * 6), build
+
+    return tile  # type: ignore[no-any-return]
+
+
+def _broadcast(builder: ir.IRBuilder, number: Any) -> Any:
+    nothing = ir.Constant(_floats, ir.Undefined)
+    first = builder.insert_element(nothing, number, ir.Constant(_word, 0))
+    return builder.shuffle_vector(first, nothing, ir.Constant(_words, [0] * _LANES))
+
+
+_one_row, _two_rows, _many_rows = _tile(1), _tile(2), _tile(_ROWS)
+
+
+def pack(halves: np.ndarray) -> np.ndarray:
+    """`halves` uint16 (outputs, inputs), the upper halves of float32 weights, as the tiles read them: uint32 (blocks, inputs,
+    words, lanes), the outputs filled up with zeros to whole blocks."""
+    outputs, inputs = halves.shape
+    blocks = -(-outputs // OUTPUTS)
+    whole = np.zeros((blocks * OUTPUTS, inputs), np.uint32)
+    whole[:outputs] = halves
+    low, high = whole.reshape(blocks, _WORDS, 2, _LANES, inputs).transpose(2, 0, 4, 1, 3)
+    packed = (
+        torch.empty(low.shape, dtype=torch.int32).numpy().view(np.uint32)
+    )  # torch's memory begins with a cache line
+    np.bitwise_or(low, high << 16, out=packed)
+    return packed
+
+
+@fast
+def multiply(x: Any, packed: Any, bias: Any, residual: Any, out: Any) -> None:
+    """x A^T, plus `bias` and `residual` where they are not empty. x (rows, inputs); `packed` by `pack`; bias (outputs,);
+    residual and `out` (rows, outputs). Contiguous, all of them."""
+    rows, inputs = x.shape
+    outputs = out.shape[1]
+    spare = np.empty((_ROWS, OUTPUTS), np.float32)
+    for b in range(packed.shape[0]):
+        block, first = packed.ctypes.data + b * inputs * _WORDS * _LANES * 4, b * OUTPUTS
+        used = min(OUTPUTS, outputs - first)
+        row = 0
+        while row < rows:
+            source = x.ctypes.data + row * inputs * 4
+            target, stride = out.ctypes.data + (row * outputs + first) * 4, outputs
+            if used < OUTPUTS:
+                target, stride = spare.ctypes.data, OUTPUTS
+            if rows - row >= _ROWS:
+                count = _ROWS
+                _many_rows(source, inputs, block, inputs, target, stride)
+            elif rows - row >= 2:
+                count = 2
+                _two_rows(source, inputs, block, inputs, target, stride)
+            else:
+                count = 1
+                _one_row(source, inputs, block, inputs, target, stride)
+            if used < OUTPUTS:
+                out[row : row + count, first:] = spare[:count, :used]
+            row += count
+    for row in range(rows):
+        if len(bias) > 0:
+            for o in range(outputs):
+                out[row, o] += bias[o]
+        if len(residual) > 0:
+            for o in range(outputs):
+                out[row, o] += residual[row, o]
