@@ -110,7 +110,8 @@ def prompt(number: int) -> tuple[int, ...]:
 
 def steps(report: Report, folder: Path, count: int) -> None:
     """Shares outside the forward pass by batch, drafts and sampling; parts of a step; what tracing costs."""
-    engine = TorchEngine(EngineConfig(model=str(folder), dtype="float32", kv_cache_tokens=65_536))
+    # One thread: the daemon's own choice on two cores.
+    engine = TorchEngine(EngineConfig(model=str(folder), dtype="float32", kv_cache_tokens=65_536, threads=1))
     rows = [["batch", "drafted", "sampling", "step ms", "outside forward ms", "share"]]
     for kind, sampling in SAMPLINGS.items():
         for streams in BATCHES:

@@ -17,8 +17,8 @@ import torch
 
 from specfleet.core.extras import missing
 
-_ROWS, _NARROW_ROWS = 48, 8
-"""Up to which it is faster on one thread, with AVX-512 and without."""
+_ROWS = 48
+"""Up to which it is faster on one thread."""
 _LOWER_HALF = 0xFFFF
 
 
@@ -34,7 +34,7 @@ class Halves:
         self.bias = np.empty(0, np.float32) if bias is None else bias.numpy()
         self._none = np.empty((0, 0), np.float32)
         # oneDNN shares its work among threads and this does not; and the fewer rows, the more it gains by reading less.
-        self.rows = (_ROWS if products_numba.WIDE else _NARROW_ROWS) // torch.get_num_threads() ** 2
+        self.rows = _ROWS // torch.get_num_threads() ** 2
         """Most rows that a product should have."""
 
     def product(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
