@@ -71,9 +71,9 @@ class Look(NamedTuple):
 CHOICES = {"cuda": ("triton", "varlen", "sdpa"), "cpu": ("numba", "sdpa")}
 """Back ends by type of device, best first: `auto` is the first that runs the model."""
 _BACKENDS = ("sdpa", "numba", "triton", "varlen")
-_WALKED = 6
-"""Queries of a sequence in one step up to which `numba` is faster than matrix products: a fifth with one to three at contexts
-of 150 to 600, level from five to seven, a tenth slower with nine."""
+_WALKED = 16
+"""Queries of a sequence in one step up to which `numba` is faster than matrix products: a quarter with nine to sixteen of one
+sequence at a context of 200, a tenth with nine of each of eight, and a fifth slower with twenty."""
 _SERIAL = 4
 """Threads up to which `numba`, which has one, is the best: with more, torch's operations share the work out."""
 

@@ -4,7 +4,9 @@ and kept beside their file or in the user's cache."""
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from numba import njit
@@ -23,8 +25,19 @@ def exact(function: Callable[..., Any]) -> Any:
     return _kept(function)
 
 
+def _stamp() -> str:
+    """Of all files with compiled code: what a kernel calls, it holds, and Numba looks at the kernel's own file only."""
+    texts = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")) if b"numba" in path.read_bytes()]
+    return hashlib.sha256(b"".join(texts)).hexdigest()
+
+
+_STAMP = _stamp()
+
+
 def _kept(function: Callable[..., Any], **options: Any) -> Any:
     options |= {"nogil": True, "error_model": "numpy"}
     with contextlib.suppress(RuntimeError):  # nowhere to keep it: then it is compiled at every start
-        return njit(cache=True, **options)(function)
+        found = njit(cache=True, **options)(function)
+        found._cache._cache_file._source_stamp = _STAMP
+        return found
     return njit(**options)(function)

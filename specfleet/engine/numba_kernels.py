@@ -17,32 +17,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
-from specfleet.engine.compiled import ARITHMETIC, fast
+from specfleet.engine.attend_numba import attend, exp
+from specfleet.engine.compiled import fast
 from specfleet.engine.products_numba import multiply
-
-PAGE = 16
-"""Tokens of a page: a constant to the compiler (`core.step.PAGE_SIZE`)."""
 
 _f = np.float32
 _LOWEST, _HIGHEST = _f(-87.0), _f(88.0)
 """Beyond them e^x is no normal float32."""
-
-
-@njit(fastmath=ARITHMETIC, inline="always")
-def _exp(x: float) -> float:
-    """e^x to 2 units in the last place, without a branch: 2^k e^r, e^r by the polynomial of Cephes' expf."""
-    k = np.floor(x * _f(1.44269504) + _f(0.5))
-    r = x - k * _f(0.693359375) + k * _f(2.12194440e-4)
-    p = _f(1.9875691500e-4)
-    p = p * r + _f(1.3981999507e-3)
-    p = p * r + _f(8.3334519073e-3)
-    p = p * r + _f(4.1665795894e-2)
-    p = p * r + _f(1.6666665459e-1)
-    p = p * r + _f(5.0000001201e-1)
-    p = p * r * r + r + _f(1.0)
-    return p * np.int32((np.int32(k) + np.int32(127)) * np.int32(8388608)).view(np.float32)  # type: ignore[no-any-return]
 
 
 @fast
@@ -76,7 +58,7 @@ def gate(both: Any, out: Any) -> None:
     for t in range(out.shape[0]):
         for i in range(size):
             g = both[t, i]
-            e = _exp(min(max(-g, _LOWEST), _HIGHEST))
+            e = exp(min(max(-g, _LOWEST), _HIGHEST))
             out[t, i] = g / (_f(1.0) + e) * both[t, size + i]
 
 
@@ -124,79 +106,6 @@ def rotate_and_store(
             for d in range(dim):
                 keys[slot, h, d] = heads[t, at + d]
                 values[slot, h, d] = heads[t, at + kv_heads * dim + d]
-
-
-@fast
-def attend(
-    queries: Any, query_heads: int, keys: Any, values: Any, walk: Any, pages: Any, window: int, scale: float, out: Any
-) -> None:
-    """Softmax attention of the queries that `walk` names: of row walk[0, n] of `queries` (rows, at least query heads * dim),
-    whose sequence's block table begins at pages[walk[1, n]]. It stands at position walk[2, n] and sees the places up to
-    walk[3, n], of them those less than `window` away (0: all), and the place walk[4, n], unless that is negative.
-
-    keys and values (slots, kv_heads, dim); `out` (rows, query heads * dim).
-    """
-    kv_heads, dim = keys.shape[1], keys.shape[2]
-    share = query_heads // kv_heads
-    most = 0
-    for n in range(walk.shape[1]):
-        most = max(most, walk[3, n] + 2)
-    scores = np.empty((share, most), np.float32)
-    sums = np.empty((share, dim), np.float32)
-    for n in range(walk.shape[1]):
-        t, begin, end, own = walk[0, n], walk[1, n], walk[3, n] + 1, walk[4, n]
-        first = max(0, walk[2, n] + 1 - window) if window > 0 else 0
-        for h in range(kv_heads):
-            for s in range(share):
-                at = (h * share + s) * dim
-                place = first
-                while place < end:
-                    slot, stop = pages[begin + place // PAGE] * PAGE, min(end, (place // PAGE + 1) * PAGE)
-                    for j in range(place, stop):
-                        score = _f(0.0)
-                        for d in range(dim):
-                            score += queries[t, at + d] * keys[slot + j % PAGE, h, d]
-                        scores[s, j - first] = score * _f(scale)
-                    place = stop
-                seen = end - first
-                if own >= 0:
-                    slot = pages[begin + own // PAGE] * PAGE + own % PAGE
-                    score = _f(0.0)
-                    for d in range(dim):
-                        score += queries[t, at + d] * keys[slot, h, d]
-                    scores[s, seen] = score * _f(scale)
-                    seen += 1
-                top = scores[s, 0]
-                for j in range(seen):
-                    top = max(top, scores[s, j])
-                total = _f(0.0)
-                for j in range(seen):
-                    e = _exp(max(scores[s, j] - top, _LOWEST))
-                    scores[s, j] = e
-                    total += e
-                for j in range(seen):
-                    scores[s, j] /= total
-                for d in range(dim):
-                    sums[s, d] = _f(0.0)
-            place = first
-            while place < end:
-                slot, stop = pages[begin + place // PAGE] * PAGE, min(end, (place // PAGE + 1) * PAGE)
-                for j in range(place, stop):
-                    for s in range(share):
-                        weight = scores[s, j - first]
-                        for d in range(dim):
-                            sums[s, d] += weight * values[slot + j % PAGE, h, d]
-                place = stop
-            if own >= 0:
-                slot = pages[begin + own // PAGE] * PAGE + own % PAGE
-                for s in range(share):
-                    weight = scores[s, end - first]
-                    for d in range(dim):
-                        sums[s, d] += weight * values[slot, h, d]
-            for s in range(share):
-                at = (h * share + s) * dim
-                for d in range(dim):
-                    out[t, at + d] = sums[s, d]
 
 
 @fast

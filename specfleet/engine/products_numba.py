@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.extending import intrinsic
 
 from specfleet.engine.compiled import fast
@@ -51,7 +51,7 @@ def _tile(rows: int) -> Callable[..., None]:
         at = builder.phi(_index)
         at.add_incoming(zero, before)
         sums = [[builder.phi(_floats) for _ in range(2 * _WORDS)] for _ in range(rows)]
-        spread = [_broadcast(builder, builder.load(builder.gep(row, [at]), align=4)) for row in from_row]
+        own = [spread(builder, builder.load(builder.gep(row, [at]), align=4), _LANES) for row in from_row]
         for number in range(_WORDS):
             place = builder.add(builder.mul(at, ir.Constant(_index, _WORDS)), ir.Constant(_index, number))
             word = builder.load(builder.gep(weights, [place]), align=4)
@@ -61,7 +61,7 @@ def _tile(rows: int) -> Callable[..., None]:
                 weight = builder.bitcast(bits, _floats)
                 for row in range(rows):
                     total = sums[row][2 * number + half]
-                    product = builder.fmul(weight, spread[row], flags=("contract",))
+                    product = builder.fmul(weight, own[row], flags=("contract",))
                     total.add_incoming(ir.Constant(_floats, [0.0] * _LANES), before)
                     total.add_incoming(builder.fadd(product, total, flags=("contract",)), loop)
         following = builder.add(at, one)
@@ -86,10 +86,17 @@ def _tile(rows: int) -> Callable[..., None]:
     return tile  # type: ignore[no-any-return]
 
 
-def _broadcast(builder: ir.IRBuilder, number: Any) -> Any:
-    nothing = ir.Constant(_floats, ir.Undefined)
+def spread(builder: ir.IRBuilder, number: Any, lanes: int) -> Any:
+    """A vector of so many times the float32 `number`."""
+    nothing = ir.Constant(ir.VectorType(_float, lanes), ir.Undefined)
     first = builder.insert_element(nothing, number, ir.Constant(_word, 0))
-    return builder.shuffle_vector(first, nothing, ir.Constant(_words, [0] * _LANES))
+    return builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(_word, lanes), [0] * lanes))
+
+
+@njit(inline="always")
+def address(array: Any) -> int:
+    """Where it begins, signed: with an unsigned number, sums of places would become floats."""
+    return np.intp(array.ctypes.data)  # type: ignore[no-any-return]
 
 
 _one_row, _two_rows, _many_rows = _tile(1), _tile(2), _tile(_ROWS)
@@ -118,14 +125,14 @@ def multiply(x: Any, packed: Any, bias: Any, residual: Any, out: Any) -> None:
     outputs = out.shape[1]
     spare = np.empty((_ROWS, OUTPUTS), np.float32)
     for b in range(packed.shape[0]):
-        block, first = packed.ctypes.data + b * inputs * _WORDS * _LANES * 4, b * OUTPUTS
+        block, first = address(packed) + b * inputs * _WORDS * _LANES * 4, b * OUTPUTS
         used = min(OUTPUTS, outputs - first)
         row = 0
         while row < rows:
-            source = x.ctypes.data + row * inputs * 4
-            target, stride = out.ctypes.data + (row * outputs + first) * 4, outputs
+            source = address(x) + row * inputs * 4
+            target, stride = address(out) + (row * outputs + first) * 4, outputs
             if used < OUTPUTS:
-                target, stride = spare.ctypes.data, OUTPUTS
+                target, stride = address(spare), OUTPUTS
             if rows - row >= _ROWS:
                 count = _ROWS
                 _many_rows(source, inputs, block, inputs, target, stride)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -50,7 +51,7 @@ def test_windows(window: int) -> None:
     check(World(TREES + RAGGED, kv_heads=1), Look(0.3, window, None))
 
 
-@pytest.mark.parametrize("dim", [12, 64, 80, 128])
+@pytest.mark.parametrize("dim", [12, 16, 32, 48, 64, 80, 128])
 def test_sizes_of_a_head(dim: int) -> None:
     check(World(TREES, key_dim=dim, value_dim=dim), Look(dim**-0.5, None, None))
 
@@ -152,3 +153,27 @@ print(numba_kernels.normalize.stats.cache_path)
 """
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "None"
+
+
+def test_kept_machine_code_is_of_what_it_calls_too(tmp_path: Path) -> None:
+    """The gate's exponential is in another file."""
+    shutil.copytree(ROOT / "specfleet", tmp_path / "specfleet", ignore=shutil.ignore_patterns("__pycache__"))
+    code = """
+import numpy as np
+from specfleet.engine import numba_kernels
+out = np.empty((1, 1), np.float32)
+numba_kernels.gate(np.ones((1, 2), np.float32), out)
+print(out[0, 0], sum(numba_kernels.gate.stats.cache_hits.values()))
+"""
+
+    def gated() -> tuple[float, int]:
+        found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+        value, hits = found.stdout.split()
+        return float(value), int(hits)
+
+    first, again = gated(), gated()
+    assert first == (pytest.approx(1 / (1 + np.exp(-1.0))), 0) and again == (first[0], 1)
+    called = tmp_path / "specfleet" / "engine" / "attend_numba.py"
+    called.write_text(called.read_text().replace("+ r + _f(1.0)", "+ r + _f(2.0)"))
+    value, hits = gated()
+    assert value < 0.9 * first[0] and not hits
