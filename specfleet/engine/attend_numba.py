@@ -180,8 +180,8 @@ _blend_1, _blend_2, _blend_3 = _blend(1, _VECTORS), _blend(2, _VECTORS), _blend(
 _rest_1, _rest_2, _rest_3 = _blend(1, 1), _blend(2, 1), _blend(3, 1)
 
 
-@njit(fastmath=ARITHMETIC | {"nnan"}, inline="always")
-def _largest(numbers: Any) -> float:
+@njit(fastmath=ARITHMETIC | {"nnan"}, error_model="numpy")
+def largest(numbers: Any) -> float:
     """What is not a number may be passed over: it shows in what is made of it afterwards."""
     found = numbers[0]
     for number in numbers:
@@ -192,7 +192,7 @@ def _largest(numbers: Any) -> float:
 @fast
 def _soften(scores: Any, scale: float) -> None:
     """The softmax of `scores` times `scale`, in place."""
-    top, total = _largest(scores), _f(0.0)
+    top, total = largest(scores), _f(0.0)
     for j in range(len(scores)):
         e = exp(max((scores[j] - top) * scale, _LOWEST))
         scores[j] = e

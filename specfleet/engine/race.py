@@ -17,7 +17,7 @@ import torch
 
 from specfleet.core.extras import missing
 from specfleet.engine.noise import add_gumbel
-from specfleet.engine.sampling import Truncation, argmax, process, tempered
+from specfleet.engine.sampling import SMALLEST_TEMPERATURE, Truncation, argmax, process, tempered
 
 _COMPILES = not missing("numba")
 NOBODY = -1
@@ -37,19 +37,15 @@ def seeded_argmax(
         return seeded_argmax_of_all(logits, truncation, keys, runners_up)
     from specfleet.engine.race_numba import race  # imported where it is used: numba may be missing
 
-    scores = tempered(logits, truncation).numpy()
-    weights, count = np.exp(scores), len(scores)
-    certain, least_weights = np.full(count, np.inf), np.zeros(count, np.float32)
+    rows, temperature = logits, max(truncation.temperature, SMALLEST_TEMPERATURE)
+    if truncation.top_k > 0:
+        rows, temperature = tempered(logits, truncation), 1.0
     least_score = math.log(truncation.min_p) if truncation.min_p > 0.0 else -math.inf
-    if truncation.top_p < 1.0:
-        total = weights.sum(-1, dtype=np.float64)
-        spare = (1.0 - truncation.top_p) * total
-        # What all weigh, less what may be cut off. Tokens of an even part of that may: all of them together do not exceed it.
-        certain = np.maximum(total - spare, np.finfo(np.float64).tiny)
-        least_weights = np.minimum(spare / scores.shape[-1], 1.0).astype(np.float32)
-    first, second = np.full(count, NOBODY), np.full(count, NOBODY)
+    first, second = np.full(len(logits), NOBODY), np.full(len(logits), NOBODY)
     own = keys.numpy().view(np.uint64)
-    race(scores, weights, own, np.float32(least_score), least_weights, certain, first, second, runners_up)
+    race(
+        rows.numpy(), np.float32(temperature), truncation.top_p, np.float32(least_score), own, first, second, runners_up
+    )
     return torch.from_numpy(first), torch.from_numpy(second)
 
 

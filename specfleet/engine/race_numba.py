@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from specfleet.engine.compiled import exact
+from specfleet.engine.attend_numba import exp, largest
+from specfleet.engine.compiled import exact, fast
 from specfleet.engine.noise import LARGEST_W
 
 _C = np.uint64(0x9E3779B97F4A7C15)
@@ -26,7 +27,11 @@ _SLACK = 1.0001
 _SMALLEST = np.float32(1e-30)
 """Weights below have lost their precision."""
 _LARGEST = np.float32(LARGEST_W)
-_ONE = np.float32(1.0)
+_LOWEST = np.float32(-87.0)
+"""Below it e^x is no normal float32."""
+_TINY = float(np.finfo(np.float64).tiny)
+_STRETCH = 64
+"""Tokens that are looked at together."""
 
 
 @exact
@@ -67,31 +72,65 @@ def _winner(scores: Any, weights: Any, places: Any, key: Any, certain: float, ex
         above = scores[token]  # cut off, and so is whoever is no likelier
 
 
+@fast
+def _weigh(scores: Any, weights: Any) -> float:
+    """Exponentials of `scores` into `weights`; their sum."""
+    total = 0.0
+    for begin in range(0, len(scores), _STRETCH):
+        part = np.float32(0.0)
+        for token in range(begin, min(begin + _STRETCH, len(scores))):
+            weight = exp(max(scores[token], _LOWEST))
+            weights[token] = weight
+            part += weight
+        total += np.float64(part)
+    return total
+
+
+@exact
+def _takers(scores: Any, weights: Any, least_score: float, least_weight: float, places: Any) -> int:
+    """The tokens below neither, into `places`; how many. Mostly there are none for long stretches."""
+    count, vocabulary = 0, len(scores)
+    for begin in range(0, vocabulary, _STRETCH):
+        end = min(begin + _STRETCH, vocabulary)
+        if largest(weights[begin:end]) >= least_weight:
+            for token in range(begin, end):
+                places[count] = token
+                count += int(weights[token] >= least_weight) & int(scores[token] >= least_score)
+    return count
+
+
 @exact
 def race(
-    scores: Any,
-    weights: Any,
+    logits: Any,
+    temperature: float,
+    top_p: float,
+    least_score: float,
     keys: Any,
-    least_score: Any,
-    least_weights: Any,
-    certain: Any,
     first: Any,
     second: Any,
     runners_up: bool,
 ) -> None:
     """The winner of each row into `first`, and where `runners_up` asks whoever would be it without that one into `second`.
 
-    `scores`, `weights` (their exponentials): float32 (rows, vocabulary). `keys`: uint64 (rows,). Tokens below `least_score` or
-    their row's of `least_weights` do not take part. `certain`: float64 (rows,): a token is kept if those likelier weigh less.
+    `logits`: float32 (rows, vocabulary). `keys`: uint64 (rows,). Scores are what a logit is below its row's largest, over
+    the float32 `temperature`. Those below `least_score` do not take part, nor the least likely of at most 1 - top_p together.
     """
-    rows, vocabulary = scores.shape
+    rows, vocabulary = logits.shape
     places = np.empty(vocabulary, np.int64)
+    scores, weights = np.empty(vocabulary, np.float32), np.empty(vocabulary, np.float32)
     for row in range(rows):
-        own, heavy, count = scores[row], weights[row], 0
+        own, top = logits[row], largest(logits[row])
         for token in range(vocabulary):
-            places[count] = token
-            count += int(heavy[token] >= least_weights[row]) & int(own[token] >= least_score)
-        found = _winner(own, heavy, places[:count], keys[row], certain[row], _NOBODY)
+            scores[token] = (own[token] - top) / temperature
+        total = _weigh(scores, weights)
+        certain, least_weight = np.inf, np.float32(0.0)
+        if top_p < 1.0:
+            spare = (1.0 - top_p) * total
+            # What all weigh, less what may be cut off. Tokens of an even part of that may: together they do not exceed it.
+            certain = max(total - spare, _TINY)
+            least_weight = np.float32(min(spare / vocabulary, 1.0))
+        count = _takers(scores, weights, least_score, least_weight, places)
+        found = _winner(scores, weights, places[:count], keys[row], certain, _NOBODY)
         first[row] = found
         if runners_up and found != _NOBODY:
-            second[row] = _winner(own, heavy, places[:count], keys[row], certain[row], found)
+            second[row] = _winner(scores, weights, places[:count], keys[row], certain, found)

@@ -17,7 +17,7 @@ from specfleet.core.types import SamplingParams
 
 _LIKELY = 256
 """Tokens among which a nucleus is looked for first."""
-_SMALLEST_TEMPERATURE = 1e-30
+SMALLEST_TEMPERATURE = 1e-30
 """Below this float32 divides by zero; the distribution has long been a point by then."""
 
 
@@ -55,7 +55,7 @@ def process(logits: torch.Tensor, truncation: Truncation) -> torch.Tensor:
 
 def tempered(logits: torch.Tensor, truncation: Truncation) -> torch.Tensor:
     """`process` as far as temperature and top-k."""
-    scores = (logits - logits.amax(-1, keepdim=True)).div_(max(truncation.temperature, _SMALLEST_TEMPERATURE))
+    scores = (logits - logits.amax(-1, keepdim=True)).div_(max(truncation.temperature, SMALLEST_TEMPERATURE))
     if 0 < truncation.top_k < scores.shape[-1]:
         _cut(scores, scores, _kth_largest(scores, truncation.top_k))
     return scores
