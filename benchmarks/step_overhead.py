@@ -88,13 +88,18 @@ async def steps_of(
         session = Session(number, opening, (), 2000)
         sessions.append(session)
         loop.submit(session)
+
+    async def read(session: Session) -> None:
+        """What a stream's writer does, and its drafter."""
+        for _ in range(steps):
+            await session.outbox.get()
+            if draft:
+                known = len(session.tokens)
+                guess = tuple((known * 31 + at) % 4000 for at in range(draft))
+                loop.offer(session, Draft(position=known, tokens=guess, confirmed=known, last=True))
+
     task = asyncio.create_task(loop.run())
-    for _ in range(steps):
-        await asyncio.gather(*(session.outbox.get() for session in sessions))
-        for session in sessions if draft else ():
-            known = len(session.tokens)
-            guess = tuple((known * 31 + at) % 4000 for at in range(draft))
-            loop.offer(session, Draft(position=known, tokens=guess, confirmed=known, last=True))
+    await asyncio.gather(*map(read, sessions))
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     for session in sessions:
