@@ -7,6 +7,11 @@ target's layers, one thread, weights from memory, least of many in milliseconds 
     rows      1           2           4          8           16          24           48
               15.4 / 1.7  15.0 / 2.3  6.7 / 2.1  15.0 / 4.0  17.7 / 7.6  18.9 / 12.3  28.8 / 26.4
 
+Without AVX-512, half as many layers, beside other work:
+
+    rows      1           2           4          8           16          32          64          96
+              4.8 / 1.9   6.8 / 1.5   8.6 / 2.2  9.2 / 4.0   10.9 / 6.1  17.7 / 11.7 29.7 / 23.0 41.7 / 38.4
+
 The float32 weights stay, for prompts and larger steps, so that it costs half as much memory again.
 """
 
@@ -17,8 +22,8 @@ import torch
 
 from specfleet.core.extras import missing
 
-_ROWS = 48
-"""Up to which it is faster on one thread."""
+_ROWS, _NARROW_ROWS = 48, 96
+"""Up to which it is faster on one thread, with AVX-512 and without."""
 _LOWER_HALF = 0xFFFF
 
 
@@ -34,7 +39,7 @@ class Halves:
         self.bias = np.empty(0, np.float32) if bias is None else bias.numpy()
         self._none = np.empty((0, 0), np.float32)
         # oneDNN shares its work among threads and this does not; and the fewer rows, the more it gains by reading less.
-        self.rows = _ROWS // torch.get_num_threads() ** 2
+        self.rows = (_ROWS if products_numba.WIDE else _NARROW_ROWS) // torch.get_num_threads() ** 2
         """Most rows that a product should have."""
 
     def product(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
