@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from operator import attrgetter
 
+from scheduler.identities import Identity
 from scheduler.types import ROUND, SessionRecord
 
 STALE = 3
@@ -19,7 +20,7 @@ class Ready:
 
     def __init__(self) -> None:
         self._records: dict[int, SessionRecord] = {}
-        self._decodes: dict[str, dict[int, SessionRecord]] = {}
+        self._decodes: dict[Identity, dict[int, SessionRecord]] = {}
         self._prefills: dict[int, SessionRecord] = {}
         self._targets = 0
         self._weighted = 0
@@ -51,7 +52,7 @@ class Ready:
         return self._prefills
 
     @property
-    def decodes(self) -> Mapping[str, Mapping[int, SessionRecord]]:
+    def decodes(self) -> Mapping[Identity, Mapping[int, SessionRecord]]:
         """Those with one token to decode from, by identity."""
         return self._decodes
 
@@ -87,8 +88,8 @@ class Ready:
 
     def add(self, record: SessionRecord) -> None:
         """Last in its order, wherever it stood before."""
-        session, name = record.session, record.identity.name
-        own = self._decodes.get(name)
+        session, identity = record.session, record.identity
+        own = self._decodes.get(identity)
         if session not in self._records:
             self._records[session] = record
             self._targets += record.promised
@@ -102,25 +103,29 @@ class Ready:
         if record.known - record.computed > 1:
             self._prefills[session] = record
             if own is not None and not own:
-                del self._decodes[name]
+                del self._decodes[identity]
         elif own is None:
-            self._decodes[name] = {session: record}
+            self._decodes[identity] = {session: record}
         else:
             own[session] = record
 
-    def again(self, records: Iterable[SessionRecord]) -> None:
+    def again(self, records: Sequence[SessionRecord]) -> None:
         """`add` for those who are here already, as after most verdicts, with a token to decode from."""
-        decodes, dues = self._decodes, self._dues
+        decodes = self._decodes
+        identity: Identity | None = None
+        own: dict[int, SessionRecord] = {}
         for record in records:
             session = record.session
+            if record.identity is not identity:  # those of one identity mostly come together
+                identity = record.identity
+                own = decodes.get(identity, {})
             try:
-                own = decodes[record.identity.name]
                 own[session] = own.pop(session)
             except KeyError:  # it has just been prefilled
                 self.add(record)
-                continue
-            if record.due != math.inf:
-                dues.append((record.due, session))
+                identity = None
+        if self._targets:
+            self._dues += [(record.due, record.session) for record in records if record.due != math.inf]
 
     def discard(self, session: int) -> None:
         record = self._records.pop(session, None)
@@ -129,10 +134,10 @@ class Ready:
         self._targets -= record.promised
         self._weighted -= record.service.weight != 1.0
         if self._prefills.pop(session, None) is None:
-            own = self._decodes[record.identity.name]
+            own = self._decodes[record.identity]
             del own[session]
             if not own:
-                del self._decodes[record.identity.name]
+                del self._decodes[record.identity]
 
 
 class ReadyQueue:
@@ -161,7 +166,7 @@ class ReadyQueue:
             self._waiting.pop(session, None)
         self._ready.add(record)
 
-    def decoded(self, records: Iterable[SessionRecord]) -> None:
+    def decoded(self, records: Sequence[SessionRecord]) -> None:
         """`place` for sessions that waited for nobody and do not now, so that they were ready and are again."""
         self._ready.again(records)
 

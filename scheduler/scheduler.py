@@ -253,14 +253,17 @@ class Scheduler:
     def _learn(self, outcome: Outcome, now: float) -> tuple[list[SessionRecord], dict[Identity, int], float | None]:
         """Count what the step did for each session. Returns those that got a verdict; the tokens of each identity; and what
         all tokens were worth, None for a step that prefilled."""
-        every = self._records
+        find = self._records.get
         records: list[SessionRecord] = []
+        append = records.append
         tokens: dict[Identity, int] = {}
+        identity: Identity | None = None
+        count = 0
         worth, prefilled = 0.0, False
         for session, fed, drafted, accepted, committed, pending, alternatives, waiting in outcome.items:
             if fed > 1 or not committed:
                 prefilled = True
-            record = every.get(session)
+            record = find(session)
             if record is None:
                 continue
             record.ready_at = now
@@ -269,8 +272,11 @@ class Scheduler:
                 self._queue.place(record, now)
                 continue
             worth += record.worth * committed
-            identity = record.identity
-            tokens[identity] = tokens.get(identity, 0) + committed
+            if record.identity is not identity:  # those of one identity mostly come together
+                if identity is not None:
+                    tokens[identity] = tokens.get(identity, 0) + count
+                identity, count = record.identity, 0
+            count += committed
             record.known = known = record.known + committed
             record.computed = known - 1  # the next step decodes from the newest token
             record.drafted, record.alternatives, record.draft_complete = pending, waiting, False
@@ -286,12 +292,14 @@ class Scheduler:
                 record.schedule()
                 record.tokens_per_verdict.observe(committed)
                 record.verified_per_verdict.observe(1 + drafted + alternatives)
-            records.append(record)
+            append(record)
+        if identity is not None:
+            tokens[identity] = tokens.get(identity, 0) + count
         return records, tokens, None if prefilled else worth
 
     def _hand_out(self, records: Sequence[SessionRecord], grants: Sequence[Grant], now: float) -> dict[int, Grant]:
         """Give sessions their grants, and their places among those who are ready or wait. Returns what they are given."""
-        given = {record.session: LOCAL for record in records}
+        given = dict.fromkeys([record.session for record in records], LOCAL)
         issued: dict[int, Grant] = {id(LOCAL): LOCAL}
         """By the policy's own, of which there are few."""
         apart: dict[int, SessionRecord] = {}

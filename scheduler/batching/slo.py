@@ -284,10 +284,7 @@ class Step:
     def take_in_turn(self, ready: Ready, pacing: bool) -> None:
         """What need not be in this step, as far as it fits: by worth; prefill; then what prefill has left."""
         limited, taken, now, decodes = self.limited, self._taken, self._now, ready.decodes
-        shares: dict[str, float] = {}
-        for name, own in decodes.items():
-            identity = next(iter(own.values())).identity
-            shares[name] = identity.share.weight / (identity.goodput.at(now) or 1.0)
+        shares = {one: one.share.weight / (one.goodput.at(now) or 1.0) for one in decodes}
 
         def takes_part(record: SessionRecord) -> bool:
             return record.session not in taken and not (pacing and record.due - now > self._allowance(record))
@@ -295,16 +292,16 @@ class Step:
         def worth(record: SessionRecord) -> float | None:
             if not takes_part(record):
                 return None
-            weight = shares[record.identity.name] * record.service.weight
+            weight = shares[record.identity] * record.service.weight
             # Where time is short, what a token takes of it counts, too.
             return weight / self._cost(record, 1) if limited else weight
 
         if limited or ready.weighted:
             queues = queues_by_worth(decodes.values(), worth)
         elif pacing or taken:
-            queues = [(shares[name], filter(takes_part, own.values()), NO_MORE) for name, own in decodes.items()]
+            queues = [(shares[one], filter(takes_part, own.values()), NO_MORE) for one, own in decodes.items()]
         else:
-            queues = [(shares[name], own.values(), NO_MORE) for name, own in decodes.items()]
+            queues = [(shares[one], own.values(), NO_MORE) for one, own in decodes.items()]
         spare = kept_for_prefill(ready.prefills.values(), self._budget.tokens)
         records, beside = Turns(queues).share_out(self._budget.tokens - spare)
         for record, drafted in _pairs(records, beside) if limited else self._decode(records, beside):
