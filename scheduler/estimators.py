@@ -64,7 +64,8 @@ class Acceptance:
     @property
     def rate(self) -> float:
         """Shrunk to the pool, within [LOWEST, HIGHEST]."""
-        own, kept = self._sum, self._kept if self.unguessed else 1.0
+        own, gone = self._sum, self.unguessed
+        kept = 2.0 ** (-gone / FADING) if gone else 1.0  # `_kept`, without a call: this is asked for every draft
         rate = (kept * own.accepted + SHRINKAGE * self._pool.rate) / (kept * own.tested + SHRINKAGE)
         return LOWEST if rate < LOWEST else HIGHEST if rate > HIGHEST else rate
 

@@ -10,6 +10,7 @@ from operator import attrgetter
 from scheduler.identities import Identity
 from scheduler.types import ROUND, SessionRecord
 
+READY_AT = attrgetter("ready_at")
 STALE = 3
 """More times due than so many a session are cleared of those that count no more."""
 
@@ -58,10 +59,12 @@ class Ready:
 
     def oldest(self) -> SessionRecord:
         """The one that has waited longest. There must be one."""
-        first = [next(iter(own.values())) for own in self._decodes.values()]
-        if self._prefills:
-            first.append(next(iter(self._prefills.values())))
-        return min(first, key=attrgetter("ready_at"))
+        first: list[SessionRecord] = []
+        for own in (*self._decodes.values(), self._prefills):
+            for record in own.values():
+                first.append(record)
+                break
+        return min(first, key=READY_AT)
 
     def due_before(self, time: float, most: int) -> tuple[list[SessionRecord], float]:
         """Those that are due before `time`, the first `most` of them, earliest first; and when the next one after them is."""

@@ -224,7 +224,7 @@ class Scheduler:
         budget = StepBudget(self.config.max_step_tokens, free_pages, self.config.page_size)
         self._batching.fill(ready, budget, now)
         if budget.items:
-            if self._alternatives and not ready.targets:
+            if budget.drafts and self._alternatives and not ready.targets:
                 self._add_alternatives(budget)
             seconds, plain = self.step_time.predict(budget.shape), self.step_time.predict(budget.plain)
             return Plan(tuple(budget.items), seconds=seconds, plain_seconds=plain, shape=budget.shape)
@@ -233,9 +233,10 @@ class Scheduler:
     def _add_alternatives(self, budget: StepBudget) -> None:
         """Where drafts have left room, and nobody's deadline speaks against a longer step."""
         for place, item in enumerate(budget.items):
-            record = self._records[item.session]
-            if record.alternatives and item.draft:
-                budget.add_alternatives(place, record)
+            if item.draft:
+                record = self._records[item.session]
+                if record.alternatives:
+                    budget.add_alternatives(place, record)
 
     def commit(self, outcome: Outcome, now: float) -> dict[int, Grant]:
         """Learn from a step; returns the next grant of every session that got a verdict."""
@@ -271,7 +272,7 @@ class Scheduler:
                 record.computed += fed
                 self._queue.place(record, now)
                 continue
-            worth += record.worth * committed
+            worth += record.worth if committed == 1 else record.worth * committed
             if record.identity is not identity:  # those of one identity mostly come together
                 if identity is not None:
                     tokens[identity] = tokens.get(identity, 0) + count

@@ -24,6 +24,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from heapq import heappop, heappush
 from itertools import islice
 
 from scheduler.batching.pause import worth_waiting
@@ -42,13 +43,17 @@ AHEAD = 1.02
 CATCHING_UP = 1.15
 """Times its pace that a session which is late is to be given."""
 PROBE = 16
-OWN, UNKNOWN = -1, -2
-"""Places of who stand for tokens of their own, and for drafted ones that may be worth as much but were not looked at."""
 Run = tuple[float, Iterable[SessionRecord]]
 """What an own token of each of some sessions counts, and the sessions."""
 Queue = tuple[float, Iterable[SessionRecord], Iterator[Run]]
 """The first run of an identity, and the others."""
 NO_MORE: Iterator[Run] = iter(())
+Turn = tuple[
+    float, int, int, tuple[Iterable[SessionRecord], Iterator[Run]] | None, tuple[float, int, list[SessionRecord]] | None
+]
+"""What a token is worth at most, as a negative number; a number for who comes first of equals; and what it is: a drafted one
+of the session in that place, one of the next run of an identity, or a drafted one of a run that was not looked at, whose own
+tokens were worth so much and which begins in that place."""
 PREFILL_SHARE = 2
 """One in so many of a step's tokens is kept for prefill while somebody waits for it."""
 
@@ -131,49 +136,42 @@ class Turns:
     """
 
     def __init__(self, queues: Iterable[Queue]) -> None:
-        self._heap: list[tuple[float, int, int, tuple[Iterable[SessionRecord], Iterator[Run]] | None]] = [
-            (-worth, number, OWN, (run, others)) for number, (worth, run, others) in enumerate(queues)
+        self._heap: list[Turn] = [
+            (-worth, number, 0, (run, others), None) for number, (worth, run, others) in enumerate(queues)
         ]
         heapq.heapify(self._heap)
-        self._pushed = len(self._heap)
-        self._drafting: dict[int, tuple[float, list[int]]] = {}
-        """What an own token of a run was worth, and places of those in it whose drafted ones were not looked at."""
 
     def share_out(self, tokens: int) -> tuple[list[SessionRecord], dict[int, int]]:
         """Who gets some of `tokens` tokens, who is given one first before others; and how many drafted ones beside their own,
         by their places, where it is any."""
-        heap = self._heap
+        heap, pushed = self._heap, len(self._heap)
         records: list[SessionRecord] = []
         beside: dict[int, int] = {}
         while tokens > 0 and heap:
-            negative, order, place, queue = heapq.heappop(heap)
+            negative, order, place, queue, unseen = heappop(heap)
             if queue is not None:
                 run, runs = queue
                 taken = list(islice(run, tokens))
-                drafting = [one for one, record in enumerate(taken, len(records)) if record.drafted]
                 tokens -= len(taken)
+                pushed += 1
+                heappush(heap, (negative * HIGHEST, pushed, 0, None, (negative, len(records), taken)))
                 records += taken
-                if drafting:
-                    self._pushed += 1
-                    self._drafting[self._pushed] = negative, drafting
-                    heapq.heappush(heap, (negative * HIGHEST, self._pushed, UNKNOWN, None))
                 for worth, following in runs:
-                    self._pushed += 1
-                    heapq.heappush(heap, (-worth, self._pushed, OWN, (following, runs)))
+                    pushed += 1
+                    heappush(heap, (-worth, pushed, 0, (following, runs), None))
                     break
-            elif place == UNKNOWN:
-                negative, drafting = self._drafting.pop(order)
-                for one in drafting:
-                    record = records[one]
-                    if record.grant.length:
-                        heapq.heappush(heap, (negative * record.acceptance.rate, order, one, None))
+            elif unseen is not None:
+                negative, first, taken = unseen
+                for place, record in enumerate(taken, first):
+                    if record.drafted and record.grant.length:
+                        heappush(heap, (negative * record.acceptance.rate, order, place, None, None))
             else:
                 record = records[place]
                 tokens -= 1
                 drafted = beside[place] = beside.get(place, 0) + 1
                 if drafted < record.offered:
-                    self._pushed += 1
-                    heapq.heappush(heap, (negative * record.acceptance.rate, self._pushed, place, None))
+                    pushed += 1
+                    heappush(heap, (negative * record.acceptance.rate, pushed, place, None, None))
         return records, beside
 
 

@@ -211,9 +211,9 @@ class FairGoodput:
         else:
             grants = [record.wish if record.promised and self._paces(record) else LOCAL for record in records]
         turns, turn = self._turns, -self._steps % self._turns
-        for place in [place for place, record in enumerate(records) if record.session % turns == turn]:
-            if records[place].can_draft:
-                grants[place] = self._decided(records[place], now)
+        for place, record in [(place, one) for place, one in enumerate(records) if one.session % turns == turn]:
+            if record.can_draft:
+                grants[place] = self._decided(record, now)
         return grants
 
     def _paces(self, record: SessionRecord) -> bool:
