@@ -160,10 +160,11 @@ class ReadyQueue:
     def place(self, record: SessionRecord, now: float) -> None:
         """To be called whenever something has happened to the session."""
         session = record.session
-        if record.grant.mode is ROUND and record.waits and record.draft_deadline > now:
+        deadline = record.draft_deadline
+        if record.grant.mode is ROUND and deadline > now and record.waits:
             self._ready.discard(session)
             self._waiting[session] = record
-            heapq.heappush(self._deadlines, (record.draft_deadline, session))
+            heapq.heappush(self._deadlines, (deadline, session))
             return
         if self._waiting:
             self._waiting.pop(session, None)

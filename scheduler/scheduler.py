@@ -300,7 +300,7 @@ class Scheduler:
 
     def _hand_out(self, records: Sequence[SessionRecord], grants: Sequence[Grant], now: float) -> dict[int, Grant]:
         """Give sessions their grants, and their places among those who are ready or wait. Returns what they are given."""
-        given = dict.fromkeys([record.session for record in records], LOCAL)
+        given = {record.session: LOCAL for record in records}
         issued: dict[int, Grant] = {id(LOCAL): LOCAL}
         """By the policy's own, of which there are few."""
         apart: dict[int, SessionRecord] = {}

@@ -199,11 +199,6 @@ def _runs(records: Iterable[SessionRecord], worth: Callable[[SessionRecord], flo
         yield before, run
 
 
-def _pairs(records: Sequence[SessionRecord], beside: Mapping[int, int]) -> Iterator[tuple[SessionRecord, int]]:
-    """Each of those who share a step, and how many drafted tokens were given to it."""
-    return ((record, beside.get(place, 0)) for place, record in enumerate(records))
-
-
 def kept_for_prefill(prefills: Iterable[SessionRecord], tokens: int) -> int:
     """Tokens of the step that verification leaves to prefill: whoever waits for a first token has a share of each step."""
     wanted = 0
@@ -302,8 +297,9 @@ class Step:
             queues = [(shares[one], own.values(), NO_MORE) for one, own in decodes.items()]
         spare = kept_for_prefill(ready.prefills.values(), self._budget.tokens)
         records, beside = Turns(queues).share_out(self._budget.tokens - spare)
-        for record, drafted in _pairs(records, beside) if limited else self._decode(records, beside):
-            self.take(record, spare, drafted)
+        if limited or not self._take_together(records, beside, spare):
+            for place, record in enumerate(records):
+                self.take(record, spare, beside.get(place, 0))
         for record in ready.prefills.values():
             if self.full:
                 return
@@ -315,17 +311,18 @@ class Step:
                 if takes_part(record):
                     self.take(record)
 
-    def _decode(
-        self, records: Sequence[SessionRecord], beside: Mapping[int, int]
-    ) -> Iterable[tuple[SessionRecord, int]]:
-        """Take all to whom no drafted token was given at once, where no time is short; returns the others, with how many."""
+    def _take_together(self, records: Sequence[SessionRecord], beside: Mapping[int, int], spare: int) -> bool:
+        """Where no time is short, take all to whom no drafted token was given at once, then the others; or nobody, where not
+        all of the first fit."""
         single = [record for place, record in enumerate(records) if place not in beside] if beside else records
         if not self._budget.decode(single):
-            return _pairs(records, beside)
+            return False
         self._end = self._now + self._budget.shape.seconds(self._coefficients)
+        for place in sorted(beside):
+            self.take(records[place], spare, beside[place])
         if self._budget.tokens > 0:  # else nobody else is asked
             self._taken.update([record.session for record in single])
-        return [(records[place], beside[place]) for place in sorted(beside)]
+        return True
 
     @property
     def full(self) -> bool:
