@@ -21,6 +21,9 @@ HALF_LIFE = 64.0
 POOL_HALF_LIFE = 4096.0
 FADING = 512.0
 """Tokens without a guess after which an observation counts half."""
+OUTLIER = 8.0
+"""An observation of what is smoothed counts as at most this many times the present value, either way."""
+INFINITY = math.inf
 
 
 @dataclass(slots=True)
@@ -102,8 +105,6 @@ class Smoothed:
     """Exponential average of a positive quantity that ignores what cannot be and damps what hardly can."""
 
     __slots__ = ("_share", "value")
-    OUTLIER = 8.0
-    """An observation counts as at most this many times the present value, either way."""
 
     def __init__(self, share: float, value: float = 0.0) -> None:
         """`share` of each new observation; `value` 0 means not known yet."""
@@ -116,16 +117,16 @@ class Smoothed:
             self.observe(value)
 
     def observe(self, value: float) -> None:
-        if not 0.0 < value < math.inf:
+        if not 0.0 < value < INFINITY:
             return
         known = self.value
         if known == 0.0:
             self.value = value
             return
-        if value > known * self.OUTLIER:
-            value = known * self.OUTLIER
-        elif value < known / self.OUTLIER:
-            value = known / self.OUTLIER
+        if value > known * OUTLIER:
+            value = known * OUTLIER
+        elif value < known / OUTLIER:
+            value = known / OUTLIER
         self.value = known + self._share * (value - known)
 
 

@@ -22,7 +22,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import NamedTuple
 
 import numpy as np
 
@@ -70,9 +69,11 @@ HASTE = 4.0
 ROUNDS = tuple(Grant(ROUND, length) for length in range(LONGEST_ROUND + 1))
 STREAMS = tuple(Grant(STREAM, length) for length in range(LONGEST_STREAM + 1))
 ROUNDS_ONLY = Way.ROUNDS
+"""For what is asked of every decision, as ROUND and STREAM are."""
 
 
-class Offer(NamedTuple):
+@dataclass(slots=True)
+class Offer:
     """One way to serve a session: m tokens and g GPU-seconds every R seconds."""
 
     grant: Grant
@@ -86,7 +87,7 @@ class Offer(NamedTuple):
 
 def _values(offers: Sequence[Offer], weight: float, price: float) -> list[float]:
     """(w m - price g) / R of each."""
-    return [(weight * tokens - price * gpu) / seconds for _, tokens, gpu, seconds, _, _ in offers]
+    return [(weight * one.tokens - price * one.gpu_seconds) / one.seconds for one in offers]
 
 
 @dataclass(slots=True)
@@ -245,13 +246,13 @@ class FairGoodput:
             offer = wished if self._may_draft else offers[0]
         if held is not None:
             self._count(held, -1.0)
-        _, tokens, gpu, seconds, theta, _ = offer
-        part = theta / (seconds * seconds)
+        seconds, gpu = offer.seconds, offer.gpu_seconds
+        part = offer.theta / (seconds * seconds)
         wish = wished.grant
         self._held[session] = fresh = Holding(
             offer,
             wished,
-            part * weight * tokens,
+            part * weight * offer.tokens,
             part * gpu,
             gpu / seconds,
             weight / (identity.sessions or 1),
@@ -400,7 +401,7 @@ class FairGoodput:
             if length >= reach:
                 break
         length, tokens, gpu = found
-        return Offer(STREAMS[length], tokens, gpu, step, settles=trip + behind * step)
+        return Offer(STREAMS[length], tokens, gpu, step, 1.0, trip + behind * step)
 
     def _count(self, held: Holding, sign: float) -> None:
         """Add or take away a session's terms of A, B and U, and what else is counted of all."""
