@@ -48,10 +48,10 @@ class StepBudget:
                 most = draft
             if most < drafted:
                 drafted = most
+        if left < 0:
+            return False
         if drafted:
             drafted = min(drafted, left, self._room(record) - behind)
-        elif left < 0:
-            return False
         return drafted >= 0 and self._take(record, behind, drafted, True)
 
     def decode(self, records: Sequence[SessionRecord]) -> bool:

@@ -113,11 +113,11 @@ def _take_all(ready: Ready, budget: StepBudget) -> bool:
     room = min(budget.tokens, budget.free_pages)  # at worst each token begins a page
     if len(ready) > room:
         return False
-    tokens = 0
-    for record in ready:
-        tokens += record.known - record.computed + record.drafted
-        if tokens > room:
-            return False
+    tokens = sum([record.known - record.computed + record.drafted for record in ready])
+    if tokens > room:
+        return False
+    if tokens == len(ready):  # and nobody brings a draft
+        return budget.decode(list(ready))
     for record in ready:
         if record.known - record.computed > 1:
             budget.prefill(record)
