@@ -224,7 +224,7 @@ class Step:
         self._typical = max(view.step_seconds.value, fixed)
         self._limit = math.inf
         """When it must have ended."""
-        self._taken: set[int] = set()
+        self._taken: dict[int, SessionRecord] = {}
         self._anything = False
 
     @property
@@ -291,10 +291,12 @@ class Step:
 
         if limited or ready.weighted:
             queues = queues_by_worth(decodes.values(), worth)
-        elif pacing or taken:
-            queues = [(shares[one], filter(takes_part, own.values()), NO_MORE) for one, own in decodes.items()]
         else:
-            queues = [(shares[one], own.values(), NO_MORE) for one, own in decodes.items()]
+            asked = decodes.keys() if pacing else {record.identity for record in taken.values()}
+            queues = [
+                (shares[one], filter(takes_part, own.values()) if one in asked else own.values(), NO_MORE)
+                for one, own in decodes.items()
+            ]
         spare = kept_for_prefill(ready.prefills.values(), self._budget.tokens)
         records, beside = Turns(queues).share_out(self._budget.tokens - spare)
         if limited or not self._take_together(records, beside, spare):
@@ -321,7 +323,7 @@ class Step:
         for place in sorted(beside):
             self.take(records[place], spare, beside[place])
         if self._budget.tokens > 0:  # else nobody else is asked
-            self._taken.update([record.session for record in single])
+            self._taken.update({record.session: record for record in single})
         return True
 
     @property
@@ -362,7 +364,7 @@ class Step:
             end = self._end + self._cost(record, behind + wanted)
             if end > self._limit or not self._budget.verify(record, spare, wanted):
                 return False
-        self._taken.add(record.session)
+        self._taken[record.session] = record
         self._end = end
         return True
 
