@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from heapq import heappop, heappush
 from operator import attrgetter
 
 from scheduler.identities import Identity
@@ -134,8 +134,10 @@ class Ready:
         record = self._records.pop(session, None)
         if record is None:
             return
-        self._targets -= record.promised
-        self._weighted -= record.service.weight != 1.0
+        if record.promised:
+            self._targets -= 1
+        if record.service.weight != 1.0:
+            self._weighted -= 1
         if self._prefills.pop(session, None) is None:
             own = self._decodes[record.identity]
             del own[session]
@@ -164,7 +166,7 @@ class ReadyQueue:
         if record.grant.mode is ROUND and deadline > now and record.waits:
             self._ready.discard(session)
             self._waiting[session] = record
-            heapq.heappush(self._deadlines, (deadline, session))
+            heappush(self._deadlines, (deadline, session))
             return
         if self._waiting:
             self._waiting.pop(session, None)
@@ -182,7 +184,7 @@ class ReadyQueue:
         """Those that are ready now. Whoever has just stopped waiting for a draft has been ready since its deadline."""
         deadlines, waiting = self._deadlines, self._waiting
         while deadlines and deadlines[0][0] <= now:
-            deadline, session = heapq.heappop(deadlines)
+            deadline, session = heappop(deadlines)
             record = waiting.get(session)
             if record is not None and record.draft_deadline == deadline:
                 del waiting[session]
@@ -198,7 +200,7 @@ class ReadyQueue:
             record = self._waiting.get(session)
             if record is not None and record.draft_deadline == deadline:
                 return deadline
-            heapq.heappop(deadlines)
+            heappop(deadlines)
         return None
 
     def check_integrity(self, records: Mapping[int, SessionRecord]) -> None:

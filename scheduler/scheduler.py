@@ -350,14 +350,16 @@ class Scheduler:
     def _place(self, records: Iterable[SessionRecord], now: float) -> None:
         """With new grants. A round waits for its draft only so long: a drafter that has died must not hold up its user."""
         longest, steps = self.config.draft_wait_seconds, PATIENCE_STEPS * self._view.step_seconds.value
+        place = self._queue.place
         for record in records:
             grant = record.grant
             if grant.mode is ROUND:
                 each, trip, patience = record.draft_seconds.value, record.round_trip.value, longest
                 if each and trip:
-                    patience = min(longest, PATIENCE * (grant.length * each + trip) + steps)
+                    usual = PATIENCE * (grant.length * each + trip) + steps
+                    patience = usual if usual < longest else longest
                 record.draft_deadline = now + patience
-            self._queue.place(record, now)
+            place(record, now)
 
     def _preempt(self, ready: list[SessionRecord]) -> Plan:
         """Nobody fits: the youngest session with pages gives them back, if it is younger than the oldest one that is ready.

@@ -21,10 +21,9 @@ After WISP (arXiv 2601.11652) and AdaServe's required progress; pacing and the s
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import islice
 
 from scheduler.batching.pause import worth_waiting
@@ -139,7 +138,7 @@ class Turns:
         self._heap: list[Turn] = [
             (-worth, number, 0, (run, others), None) for number, (worth, run, others) in enumerate(queues)
         ]
-        heapq.heapify(self._heap)
+        heapify(self._heap)
 
     def share_out(self, tokens: int) -> tuple[list[SessionRecord], dict[int, int]]:
         """Who gets some of `tokens` tokens, who is given one first before others; and how many drafted ones beside their own,
