@@ -200,9 +200,9 @@ class FairGoodput:
 
     def _decided(self, record: SessionRecord, now: float) -> Grant:
         held = self._choose(record, now)
-        interval, wished = record.interval, held.wished
+        interval = record.interval
         if interval:
-            self._governor.verdict(interval, wished.seconds, wished.settles)
+            self._governor.verdict(interval, held.wished.seconds, held.wished.settles)
         return self._granted(held)
 
     def decided_all(self, records: Sequence[SessionRecord], outcome: Outcome, now: float) -> list[Grant]:
@@ -242,7 +242,7 @@ class FairGoodput:
         else:
             offers = self._offers(record, weight)
             wished, crossings = self._best(offers, weight, held)
-            rounds = _rounds_would_do(offers, wished)
+            rounds = wished.grant.mode is STREAM and _rounds_would_do(offers, wished)
             offer = wished if self._may_draft else offers[0]
         if held is not None:
             self._count(held, -1.0)
@@ -308,8 +308,9 @@ class FairGoodput:
         return offers[values.index(max(values))]
 
     def _weight(self, record: SessionRecord) -> float:
-        goodput = record.identity.goodput.value or 1.0 / self._costs.step
-        weight = record.weight
+        identity = record.identity
+        goodput = identity.goodput.value or 1.0 / self._costs.step
+        weight = identity.share.weight * record.service.weight  # as `record.weight`, without the call
         return weight / goodput if self._phi == 1.0 else float(weight * goodput**-self._phi)
 
     def _offers(self, record: SessionRecord, weight: float, longest: int = LONGEST_ROUND) -> list[Offer]:
@@ -416,9 +417,7 @@ class FairGoodput:
 
 
 def _rounds_would_do(offers: Sequence[Offer], wished: Offer) -> bool:
-    """A round, which comes next to LOCAL, promises about what the stream does."""
-    if wished.grant.mode is not STREAM:
-        return False
+    """A round, which comes next to LOCAL, promises about what the stream that is wished does."""
     best = offers[1]
     return best.tokens / best.seconds >= CLOSE * wished.tokens / wished.seconds
 
