@@ -22,6 +22,11 @@ class StepBudget:
         self._drafted = self._drafted_pairs = 0
 
     @property
+    def drafts(self) -> bool:
+        """Whether any drafted token is to be verified."""
+        return self._drafted > 0
+
+    @property
     def shape(self) -> StepShape:
         """Of what was taken."""
         return StepShape(self._most - self.tokens, self._cached, self._pairs)
@@ -36,13 +41,17 @@ class StepBudget:
         `draft` tokens of it. `spare` tokens of the step stay for others."""
         behind = record.known - record.computed
         left = self.tokens - spare - behind
-        drafted = record.offered if record.drafted else 0
-        if draft is not None and draft < drafted:
-            drafted = draft
+        drafted = record.drafted
+        if drafted:
+            most = record.grant.length  # 0 in LOCAL
+            if draft is not None and draft < most:
+                most = draft
+            if most < drafted:
+                drafted = most
+        if left < 0:
+            return False
         if drafted:
             drafted = min(drafted, left, self._room(record) - behind)
-        elif left < 0:
-            return False
         return drafted >= 0 and self._take(record, behind, drafted, True)
 
     def decode(self, records: Sequence[SessionRecord]) -> bool:
@@ -94,7 +103,7 @@ class StepBudget:
     def _take(self, record: SessionRecord, feed: int, draft: int, sample: bool) -> bool:
         computed, size = record.computed, self._page_size
         tokens = feed + draft
-        grown = -(-(computed + tokens) // size) - -(-computed // size)
+        grown = -(-(computed + tokens) // size) + -computed // size
         if tokens > self.tokens or grown > self.free_pages:
             return False
         self.tokens -= tokens

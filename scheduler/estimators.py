@@ -8,7 +8,6 @@ of throughput (algorithms.md, section 9).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 PRIOR = 0.7
 """Acceptance before anybody has drafted anything."""
@@ -21,42 +20,33 @@ HALF_LIFE = 64.0
 POOL_HALF_LIFE = 4096.0
 FADING = 512.0
 """Tokens without a guess after which an observation counts half."""
-
-
-@dataclass(slots=True)
-class Discounted:
-    """accepted / tested with old observations forgotten by the number of newer ones."""
-
-    half_life: float
-    accepted: float = 0.0
-    tested: float = 0.0
-
-    def observe(self, accepted: float, tested: float) -> None:
-        keep = 2.0 ** (-tested / self.half_life)
-        self.accepted = keep * self.accepted + accepted
-        self.tested = keep * self.tested + tested
+OUTLIER = 8.0
+"""An observation of what is smoothed counts as at most this many times the present value, either way."""
+INFINITY = math.inf
 
 
 class AcceptancePool:
     """What holds for all sessions together: where a new session starts, and what a short record is drawn towards."""
 
     def __init__(self) -> None:
-        self._sum = Discounted(POOL_HALF_LIFE, PRIOR * SHRINKAGE, SHRINKAGE)
+        self._accepted, self._tested = PRIOR * SHRINKAGE, SHRINKAGE
         self.rate = PRIOR
 
     def observe(self, accepted: int, tested: int) -> None:
-        self._sum.observe(accepted, tested)
-        self.rate = self._sum.accepted / self._sum.tested
+        keep = 2.0 ** (-tested / POOL_HALF_LIFE)
+        self._accepted = keep * self._accepted + accepted
+        self._tested = keep * self._tested + tested
+        self.rate = self._accepted / self._tested
 
 
 class Acceptance:
     """The chance that a session's next drafted token is accepted, given that those before it were."""
 
-    __slots__ = ("_pool", "_sum", "unguessed")
+    __slots__ = ("_accepted", "_pool", "_tested", "unguessed")
 
     def __init__(self, pool: AcceptancePool) -> None:
         self._pool = pool
-        self._sum = Discounted(HALF_LIFE)
+        self._accepted = self._tested = 0.0
         self.unguessed = 0
         """Tokens that went by without a guess since the last one: with them, what is known of the session fades into what is
         known of all, so that whoever was hopeless once is tried again."""
@@ -64,8 +54,8 @@ class Acceptance:
     @property
     def rate(self) -> float:
         """Shrunk to the pool, within [LOWEST, HIGHEST]."""
-        own, kept = self._sum, self._kept if self.unguessed else 1.0
-        rate = (kept * own.accepted + SHRINKAGE * self._pool.rate) / (kept * own.tested + SHRINKAGE)
+        kept = 2.0 ** (-self.unguessed / FADING) if self.unguessed else 1.0  # `_kept`: asked for every draft
+        rate = (kept * self._accepted + SHRINKAGE * self._pool.rate) / (kept * self._tested + SHRINKAGE)
         return LOWEST if rate < LOWEST else HIGHEST if rate > HIGHEST else rate
 
     @property
@@ -84,11 +74,10 @@ class Acceptance:
         """`accepted` of `tested` guesses were right, as a drafter says of its shadow guesses in LOCAL. Nobody has verified
         that, so it is believed of this session only: others must not be moved by what one drafter says."""
         if 0 <= accepted <= tested and tested > 0:
-            own, kept = self._sum, self._kept
-            own.accepted *= kept
-            own.tested *= kept
+            before, keep = self._kept, 2.0 ** (-tested / HALF_LIFE)
             self.unguessed = 0
-            own.observe(accepted, tested)
+            self._accepted = keep * (self._accepted * before) + accepted
+            self._tested = keep * (self._tested * before) + tested
 
 
 def expected_tokens(acceptance: float, length: int) -> float:
@@ -101,8 +90,6 @@ class Smoothed:
     """Exponential average of a positive quantity that ignores what cannot be and damps what hardly can."""
 
     __slots__ = ("_share", "value")
-    OUTLIER = 8.0
-    """An observation counts as at most this many times the present value, either way."""
 
     def __init__(self, share: float, value: float = 0.0) -> None:
         """`share` of each new observation; `value` 0 means not known yet."""
@@ -115,16 +102,16 @@ class Smoothed:
             self.observe(value)
 
     def observe(self, value: float) -> None:
-        if not 0.0 < value < math.inf:
+        if not 0.0 < value < INFINITY:
             return
         known = self.value
         if known == 0.0:
             self.value = value
             return
-        if value > known * self.OUTLIER:
-            value = known * self.OUTLIER
-        elif value < known / self.OUTLIER:
-            value = known / self.OUTLIER
+        if value > known * OUTLIER:
+            value = known * OUTLIER
+        elif value < known / OUTLIER:
+            value = known / OUTLIER
         self.value = known + self._share * (value - known)
 
 

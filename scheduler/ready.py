@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import heapq
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from heapq import heappop, heappush
 from operator import attrgetter
 
+from scheduler.identities import Identity
 from scheduler.types import ROUND, SessionRecord
 
+READY_AT = attrgetter("ready_at")
 STALE = 3
 """More times due than so many a session are cleared of those that count no more."""
 
@@ -19,7 +21,7 @@ class Ready:
 
     def __init__(self) -> None:
         self._records: dict[int, SessionRecord] = {}
-        self._decodes: dict[str, dict[int, SessionRecord]] = {}
+        self._decodes: dict[Identity, dict[int, SessionRecord]] = {}
         self._prefills: dict[int, SessionRecord] = {}
         self._targets = 0
         self._weighted = 0
@@ -51,16 +53,18 @@ class Ready:
         return self._prefills
 
     @property
-    def decodes(self) -> Mapping[str, Mapping[int, SessionRecord]]:
+    def decodes(self) -> Mapping[Identity, Mapping[int, SessionRecord]]:
         """Those with one token to decode from, by identity."""
         return self._decodes
 
     def oldest(self) -> SessionRecord:
         """The one that has waited longest. There must be one."""
-        first = [next(iter(own.values())) for own in self._decodes.values()]
-        if self._prefills:
-            first.append(next(iter(self._prefills.values())))
-        return min(first, key=attrgetter("ready_at"))
+        first: list[SessionRecord] = []
+        for own in (*self._decodes.values(), self._prefills):
+            for record in own.values():
+                first.append(record)
+                break
+        return min(first, key=READY_AT)
 
     def due_before(self, time: float, most: int) -> tuple[list[SessionRecord], float]:
         """Those that are due before `time`, the first `most` of them, earliest first; and when the next one after them is."""
@@ -87,8 +91,8 @@ class Ready:
 
     def add(self, record: SessionRecord) -> None:
         """Last in its order, wherever it stood before."""
-        session, name = record.session, record.identity.name
-        own = self._decodes.get(name)
+        session, identity = record.session, record.identity
+        own = self._decodes.get(identity)
         if session not in self._records:
             self._records[session] = record
             self._targets += record.promised
@@ -102,37 +106,43 @@ class Ready:
         if record.known - record.computed > 1:
             self._prefills[session] = record
             if own is not None and not own:
-                del self._decodes[name]
+                del self._decodes[identity]
         elif own is None:
-            self._decodes[name] = {session: record}
+            self._decodes[identity] = {session: record}
         else:
             own[session] = record
 
-    def again(self, records: Iterable[SessionRecord]) -> None:
+    def again(self, records: Sequence[SessionRecord]) -> None:
         """`add` for those who are here already, as after most verdicts, with a token to decode from."""
-        decodes, dues = self._decodes, self._dues
+        decodes = self._decodes
+        identity: Identity | None = None
+        own: dict[int, SessionRecord] = {}
         for record in records:
             session = record.session
+            if record.identity is not identity:  # those of one identity mostly come together
+                identity = record.identity
+                own = decodes.get(identity, {})
             try:
-                own = decodes[record.identity.name]
                 own[session] = own.pop(session)
             except KeyError:  # it has just been prefilled
                 self.add(record)
-                continue
-            if record.due != math.inf:
-                dues.append((record.due, session))
+                identity = None
+        if self._targets:
+            self._dues += [(record.due, record.session) for record in records if record.due != math.inf]
 
     def discard(self, session: int) -> None:
         record = self._records.pop(session, None)
         if record is None:
             return
-        self._targets -= record.promised
-        self._weighted -= record.service.weight != 1.0
+        if record.promised:
+            self._targets -= 1
+        if record.service.weight != 1.0:
+            self._weighted -= 1
         if self._prefills.pop(session, None) is None:
-            own = self._decodes[record.identity.name]
+            own = self._decodes[record.identity]
             del own[session]
             if not own:
-                del self._decodes[record.identity.name]
+                del self._decodes[record.identity]
 
 
 class ReadyQueue:
@@ -152,16 +162,17 @@ class ReadyQueue:
     def place(self, record: SessionRecord, now: float) -> None:
         """To be called whenever something has happened to the session."""
         session = record.session
-        if record.grant.mode is ROUND and record.waits and record.draft_deadline > now:
+        deadline = record.draft_deadline
+        if record.grant.mode is ROUND and deadline > now and record.waits:
             self._ready.discard(session)
             self._waiting[session] = record
-            heapq.heappush(self._deadlines, (record.draft_deadline, session))
+            heappush(self._deadlines, (deadline, session))
             return
         if self._waiting:
             self._waiting.pop(session, None)
         self._ready.add(record)
 
-    def decoded(self, records: Iterable[SessionRecord]) -> None:
+    def decoded(self, records: Sequence[SessionRecord]) -> None:
         """`place` for sessions that waited for nobody and do not now, so that they were ready and are again."""
         self._ready.again(records)
 
@@ -173,7 +184,7 @@ class ReadyQueue:
         """Those that are ready now. Whoever has just stopped waiting for a draft has been ready since its deadline."""
         deadlines, waiting = self._deadlines, self._waiting
         while deadlines and deadlines[0][0] <= now:
-            deadline, session = heapq.heappop(deadlines)
+            deadline, session = heappop(deadlines)
             record = waiting.get(session)
             if record is not None and record.draft_deadline == deadline:
                 del waiting[session]
@@ -189,7 +200,7 @@ class ReadyQueue:
             record = self._waiting.get(session)
             if record is not None and record.draft_deadline == deadline:
                 return deadline
-            heapq.heappop(deadlines)
+            heappop(deadlines)
         return None
 
     def check_integrity(self, records: Mapping[int, SessionRecord]) -> None:

@@ -224,7 +224,7 @@ class Scheduler:
         budget = StepBudget(self.config.max_step_tokens, free_pages, self.config.page_size)
         self._batching.fill(ready, budget, now)
         if budget.items:
-            if self._alternatives and not ready.targets:
+            if budget.drafts and self._alternatives and not ready.targets:
                 self._add_alternatives(budget)
             seconds, plain = self.step_time.predict(budget.shape), self.step_time.predict(budget.plain)
             return Plan(tuple(budget.items), seconds=seconds, plain_seconds=plain, shape=budget.shape)
@@ -233,9 +233,10 @@ class Scheduler:
     def _add_alternatives(self, budget: StepBudget) -> None:
         """Where drafts have left room, and nobody's deadline speaks against a longer step."""
         for place, item in enumerate(budget.items):
-            record = self._records[item.session]
-            if record.alternatives and item.draft:
-                budget.add_alternatives(place, record)
+            if item.draft:
+                record = self._records[item.session]
+                if record.alternatives:
+                    budget.add_alternatives(place, record)
 
     def commit(self, outcome: Outcome, now: float) -> dict[int, Grant]:
         """Learn from a step; returns the next grant of every session that got a verdict."""
@@ -253,14 +254,17 @@ class Scheduler:
     def _learn(self, outcome: Outcome, now: float) -> tuple[list[SessionRecord], dict[Identity, int], float | None]:
         """Count what the step did for each session. Returns those that got a verdict; the tokens of each identity; and what
         all tokens were worth, None for a step that prefilled."""
-        every = self._records
+        find = self._records.get
         records: list[SessionRecord] = []
+        append = records.append
         tokens: dict[Identity, int] = {}
+        identity: Identity | None = None
+        count = 0
         worth, prefilled = 0.0, False
         for session, fed, drafted, accepted, committed, pending, alternatives, waiting in outcome.items:
             if fed > 1 or not committed:
                 prefilled = True
-            record = every.get(session)
+            record = find(session)
             if record is None:
                 continue
             record.ready_at = now
@@ -268,9 +272,12 @@ class Scheduler:
                 record.computed += fed
                 self._queue.place(record, now)
                 continue
-            worth += record.worth * committed
-            identity = record.identity
-            tokens[identity] = tokens.get(identity, 0) + committed
+            worth += record.worth if committed == 1 else record.worth * committed
+            if record.identity is not identity:  # those of one identity mostly come together
+                if identity is not None:
+                    tokens[identity] = tokens.get(identity, 0) + count
+                identity, count = record.identity, 0
+            count += committed
             record.known = known = record.known + committed
             record.computed = known - 1  # the next step decodes from the newest token
             record.drafted, record.alternatives, record.draft_complete = pending, waiting, False
@@ -286,7 +293,9 @@ class Scheduler:
                 record.schedule()
                 record.tokens_per_verdict.observe(committed)
                 record.verified_per_verdict.observe(1 + drafted + alternatives)
-            records.append(record)
+            append(record)
+        if identity is not None:
+            tokens[identity] = tokens.get(identity, 0) + count
         return records, tokens, None if prefilled else worth
 
     def _hand_out(self, records: Sequence[SessionRecord], grants: Sequence[Grant], now: float) -> dict[int, Grant]:
@@ -341,14 +350,16 @@ class Scheduler:
     def _place(self, records: Iterable[SessionRecord], now: float) -> None:
         """With new grants. A round waits for its draft only so long: a drafter that has died must not hold up its user."""
         longest, steps = self.config.draft_wait_seconds, PATIENCE_STEPS * self._view.step_seconds.value
+        place = self._queue.place
         for record in records:
             grant = record.grant
             if grant.mode is ROUND:
                 each, trip, patience = record.draft_seconds.value, record.round_trip.value, longest
                 if each and trip:
-                    patience = min(longest, PATIENCE * (grant.length * each + trip) + steps)
+                    usual = PATIENCE * (grant.length * each + trip) + steps
+                    patience = usual if usual < longest else longest
                 record.draft_deadline = now + patience
-            self._queue.place(record, now)
+            place(record, now)
 
     def _preempt(self, ready: list[SessionRecord]) -> Plan:
         """Nobody fits: the youngest session with pages gives them back, if it is younger than the oldest one that is ready.

@@ -21,9 +21,9 @@ After WISP (arXiv 2601.11652) and AdaServe's required progress; pacing and the s
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from heapq import heapify, heappop, heappush
 from itertools import islice
 
 from scheduler.batching.pause import worth_waiting
@@ -42,13 +42,17 @@ AHEAD = 1.02
 CATCHING_UP = 1.15
 """Times its pace that a session which is late is to be given."""
 PROBE = 16
-OWN, UNKNOWN = -1, -2
-"""Places of who stand for tokens of their own, and for drafted ones that may be worth as much but were not looked at."""
 Run = tuple[float, Iterable[SessionRecord]]
 """What an own token of each of some sessions counts, and the sessions."""
 Queue = tuple[float, Iterable[SessionRecord], Iterator[Run]]
 """The first run of an identity, and the others."""
 NO_MORE: Iterator[Run] = iter(())
+Turn = tuple[
+    float, int, int, tuple[Iterable[SessionRecord], Iterator[Run]] | None, tuple[float, int, list[SessionRecord]] | None
+]
+"""What a token is worth at most, as a negative number; a number for who comes first of equals; and what it is: a drafted one
+of the session in that place, one of the next run of an identity, or a drafted one of a run that was not looked at, whose own
+tokens were worth so much and which begins in that place."""
 PREFILL_SHARE = 2
 """One in so many of a step's tokens is kept for prefill while somebody waits for it."""
 
@@ -108,11 +112,11 @@ def _take_all(ready: Ready, budget: StepBudget) -> bool:
     room = min(budget.tokens, budget.free_pages)  # at worst each token begins a page
     if len(ready) > room:
         return False
-    tokens = 0
-    for record in ready:
-        tokens += record.known - record.computed + record.drafted
-        if tokens > room:
-            return False
+    tokens = sum([record.known - record.computed + record.drafted for record in ready])
+    if tokens > room:
+        return False
+    if tokens == len(ready):  # and nobody brings a draft
+        return budget.decode(list(ready))
     for record in ready:
         if record.known - record.computed > 1:
             budget.prefill(record)
@@ -131,49 +135,42 @@ class Turns:
     """
 
     def __init__(self, queues: Iterable[Queue]) -> None:
-        self._heap: list[tuple[float, int, int, tuple[Iterable[SessionRecord], Iterator[Run]] | None]] = [
-            (-worth, number, OWN, (run, others)) for number, (worth, run, others) in enumerate(queues)
+        self._heap: list[Turn] = [
+            (-worth, number, 0, (run, others), None) for number, (worth, run, others) in enumerate(queues)
         ]
-        heapq.heapify(self._heap)
-        self._pushed = len(self._heap)
-        self._drafting: dict[int, tuple[float, list[int]]] = {}
-        """What an own token of a run was worth, and places of those in it whose drafted ones were not looked at."""
+        heapify(self._heap)
 
     def share_out(self, tokens: int) -> tuple[list[SessionRecord], dict[int, int]]:
         """Who gets some of `tokens` tokens, who is given one first before others; and how many drafted ones beside their own,
         by their places, where it is any."""
-        heap = self._heap
+        heap, pushed = self._heap, len(self._heap)
         records: list[SessionRecord] = []
         beside: dict[int, int] = {}
         while tokens > 0 and heap:
-            negative, order, place, queue = heapq.heappop(heap)
+            negative, order, place, queue, unseen = heappop(heap)
             if queue is not None:
                 run, runs = queue
                 taken = list(islice(run, tokens))
-                drafting = [one for one, record in enumerate(taken, len(records)) if record.drafted]
                 tokens -= len(taken)
+                pushed += 1
+                heappush(heap, (negative * HIGHEST, pushed, 0, None, (negative, len(records), taken)))
                 records += taken
-                if drafting:
-                    self._pushed += 1
-                    self._drafting[self._pushed] = negative, drafting
-                    heapq.heappush(heap, (negative * HIGHEST, self._pushed, UNKNOWN, None))
                 for worth, following in runs:
-                    self._pushed += 1
-                    heapq.heappush(heap, (-worth, self._pushed, OWN, (following, runs)))
+                    pushed += 1
+                    heappush(heap, (-worth, pushed, 0, (following, runs), None))
                     break
-            elif place == UNKNOWN:
-                negative, drafting = self._drafting.pop(order)
-                for one in drafting:
-                    record = records[one]
-                    if record.grant.length:
-                        heapq.heappush(heap, (negative * record.acceptance.rate, order, one, None))
+            elif unseen is not None:
+                negative, first, taken = unseen
+                for place, record in enumerate(taken, first):
+                    if record.drafted and record.grant.length:
+                        heappush(heap, (negative * record.acceptance.rate, order, place, None, None))
             else:
                 record = records[place]
                 tokens -= 1
                 drafted = beside[place] = beside.get(place, 0) + 1
                 if drafted < record.offered:
-                    self._pushed += 1
-                    heapq.heappush(heap, (negative * record.acceptance.rate, self._pushed, place, None))
+                    pushed += 1
+                    heappush(heap, (negative * record.acceptance.rate, pushed, place, None, None))
         return records, beside
 
 
@@ -201,11 +198,6 @@ def _runs(records: Iterable[SessionRecord], worth: Callable[[SessionRecord], flo
         yield before, run
 
 
-def _pairs(records: Sequence[SessionRecord], beside: Mapping[int, int]) -> Iterator[tuple[SessionRecord, int]]:
-    """Each of those who share a step, and how many drafted tokens were given to it."""
-    return ((record, beside.get(place, 0)) for place, record in enumerate(records))
-
-
 def kept_for_prefill(prefills: Iterable[SessionRecord], tokens: int) -> int:
     """Tokens of the step that verification leaves to prefill: whoever waits for a first token has a share of each step."""
     wanted = 0
@@ -231,7 +223,7 @@ class Step:
         self._typical = max(view.step_seconds.value, fixed)
         self._limit = math.inf
         """When it must have ended."""
-        self._taken: set[int] = set()
+        self._taken: dict[int, SessionRecord] = {}
         self._anything = False
 
     @property
@@ -284,10 +276,7 @@ class Step:
     def take_in_turn(self, ready: Ready, pacing: bool) -> None:
         """What need not be in this step, as far as it fits: by worth; prefill; then what prefill has left."""
         limited, taken, now, decodes = self.limited, self._taken, self._now, ready.decodes
-        shares: dict[str, float] = {}
-        for name, own in decodes.items():
-            identity = next(iter(own.values())).identity
-            shares[name] = identity.share.weight / (identity.goodput.at(now) or 1.0)
+        shares = {one: one.share.weight / (one.goodput.at(now) or 1.0) for one in decodes}
 
         def takes_part(record: SessionRecord) -> bool:
             return record.session not in taken and not (pacing and record.due - now > self._allowance(record))
@@ -295,20 +284,23 @@ class Step:
         def worth(record: SessionRecord) -> float | None:
             if not takes_part(record):
                 return None
-            weight = shares[record.identity.name] * record.service.weight
+            weight = shares[record.identity] * record.service.weight
             # Where time is short, what a token takes of it counts, too.
             return weight / self._cost(record, 1) if limited else weight
 
         if limited or ready.weighted:
             queues = queues_by_worth(decodes.values(), worth)
-        elif pacing or taken:
-            queues = [(shares[name], filter(takes_part, own.values()), NO_MORE) for name, own in decodes.items()]
         else:
-            queues = [(shares[name], own.values(), NO_MORE) for name, own in decodes.items()]
+            asked = decodes.keys() if pacing else {record.identity for record in taken.values()}
+            queues = [
+                (shares[one], filter(takes_part, own.values()) if one in asked else own.values(), NO_MORE)
+                for one, own in decodes.items()
+            ]
         spare = kept_for_prefill(ready.prefills.values(), self._budget.tokens)
         records, beside = Turns(queues).share_out(self._budget.tokens - spare)
-        for record, drafted in _pairs(records, beside) if limited else self._decode(records, beside):
-            self.take(record, spare, drafted)
+        if limited or not self._take_together(records, beside, spare):
+            for place, record in enumerate(records):
+                self.take(record, spare, beside.get(place, 0))
         for record in ready.prefills.values():
             if self.full:
                 return
@@ -320,17 +312,18 @@ class Step:
                 if takes_part(record):
                     self.take(record)
 
-    def _decode(
-        self, records: Sequence[SessionRecord], beside: Mapping[int, int]
-    ) -> Iterable[tuple[SessionRecord, int]]:
-        """Take all to whom no drafted token was given at once, where no time is short; returns the others, with how many."""
+    def _take_together(self, records: Sequence[SessionRecord], beside: Mapping[int, int], spare: int) -> bool:
+        """Where no time is short, take all to whom no drafted token was given at once, then the others; or nobody, where not
+        all of the first fit."""
         single = [record for place, record in enumerate(records) if place not in beside] if beside else records
         if not self._budget.decode(single):
-            return _pairs(records, beside)
+            return False
         self._end = self._now + self._budget.shape.seconds(self._coefficients)
+        for place in sorted(beside):
+            self.take(records[place], spare, beside[place])
         if self._budget.tokens > 0:  # else nobody else is asked
-            self._taken.update([record.session for record in single])
-        return [(records[place], beside[place]) for place in sorted(beside)]
+            self._taken.update({record.session: record for record in single})
+        return True
 
     @property
     def full(self) -> bool:
@@ -370,7 +363,7 @@ class Step:
             end = self._end + self._cost(record, behind + wanted)
             if end > self._limit or not self._budget.verify(record, spare, wanted):
                 return False
-        self._taken.add(record.session)
+        self._taken[record.session] = record
         self._end = end
         return True
 

@@ -22,7 +22,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import NamedTuple
 
 import numpy as np
 
@@ -69,9 +68,12 @@ HASTE = 4.0
 
 ROUNDS = tuple(Grant(ROUND, length) for length in range(LONGEST_ROUND + 1))
 STREAMS = tuple(Grant(STREAM, length) for length in range(LONGEST_STREAM + 1))
+ROUNDS_ONLY = Way.ROUNDS
+"""For what is asked of every decision, as ROUND and STREAM are."""
 
 
-class Offer(NamedTuple):
+@dataclass(slots=True)
+class Offer:
     """One way to serve a session: m tokens and g GPU-seconds every R seconds."""
 
     grant: Grant
@@ -82,10 +84,10 @@ class Offer(NamedTuple):
     settles: float = 0.0
     """Seconds until it does so, once it is begun."""
 
-    def value(self, weight: float, price: float) -> float:
-        """(w m - price g) / R"""
-        _, tokens, gpu_seconds, seconds, _, _ = self
-        return (weight * tokens - price * gpu_seconds) / seconds
+
+def _values(offers: Sequence[Offer], weight: float, price: float) -> list[float]:
+    """(w m - price g) / R of each."""
+    return [(weight * one.tokens - price * one.gpu_seconds) / one.seconds for one in offers]
 
 
 @dataclass(slots=True)
@@ -95,6 +97,10 @@ class Holding:
 
     offer: Offer
     wished: Offer
+    earning: float
+    using: float
+    load: float
+    """Its terms of A, B and U."""
     share: float
     """What it counts for in the mean that the governor is told: w, divided by the sessions of its identity."""
     paced: bool
@@ -152,7 +158,7 @@ class FairGoodput:
         """Of a GPU-second, in weighted tokens."""
 
     def opened(self, record: SessionRecord, now: float) -> Grant:
-        return self._choose(record, now)
+        return self._granted(self._choose(record, now))
 
     def stepped(self, outcome: Outcome, now: float, worth: float | None = None) -> None:
         self._costs = Costs(self._view)
@@ -193,11 +199,11 @@ class FairGoodput:
         return self._decided(record, now)
 
     def _decided(self, record: SessionRecord, now: float) -> Grant:
-        grant = self._choose(record, now)
-        if record.interval:
-            wished = self._held[record.session].wished
-            self._governor.verdict(record.interval, wished.seconds, wished.settles)
-        return grant
+        held = self._choose(record, now)
+        interval = record.interval
+        if interval:
+            self._governor.verdict(interval, held.wished.seconds, held.wished.settles)
+        return self._granted(held)
 
     def decided_all(self, records: Sequence[SessionRecord], outcome: Outcome, now: float) -> list[Grant]:
         """Those whose turn it is are decided anew, the others go on as they were, as far as the governor lets them."""
@@ -206,9 +212,9 @@ class FairGoodput:
         else:
             grants = [record.wish if record.promised and self._paces(record) else LOCAL for record in records]
         turns, turn = self._turns, -self._steps % self._turns
-        for place in [place for place, record in enumerate(records) if record.session % turns == turn]:
-            if records[place].can_draft:
-                grants[place] = self._decided(records[place], now)
+        for place, record in [(place, one) for place, one in enumerate(records) if one.session % turns == turn]:
+            if record.can_draft:
+                grants[place] = self._decided(record, now)
         return grants
 
     def _paces(self, record: SessionRecord) -> bool:
@@ -219,43 +225,54 @@ class FairGoodput:
     def closed(self, record: SessionRecord) -> None:
         held = self._held.pop(record.session, None)
         if held is not None:
-            self._count(record, held, -1.0)
+            self._count(held, -1.0)
         if not self._held:
             # Sums of differences drift; nobody here is the moment to begin at zero again.
             self._earning = self._using = self._load = self._shares = 0.0
             self._drafting = self._rounds = self._far = 0
             self._governor.idle()
 
-    def _choose(self, record: SessionRecord, now: float) -> Grant:
-        held = self._held.get(record.session)
-        weight, crossings, rounds = self._weight(record), 0, False
+    def _choose(self, record: SessionRecord, now: float) -> Holding:
+        session, identity, weight = record.session, record.identity, self._weight(record)
+        held = self._held.get(session)
         paced = record.service.tpot_seconds is not None and record.first_at is not None
         if paced:
             wished = offer = self._paced(record, now)
+            crossings, rounds = 0, False
         else:
             offers = self._offers(record, weight)
             wished, crossings = self._best(offers, weight, held)
-            rounds = _rounds_would_do(offers, wished)
+            rounds = wished.grant.mode is STREAM and _rounds_would_do(offers, wished)
             offer = wished if self._may_draft else offers[0]
         if held is not None:
-            self._count(record, held, -1.0)
-        record.worth, record.wish = weight, wished.grant
-        identity = record.identity
-        share = weight / max(1, identity.sessions)
-        far = wished.grant.mode is STREAM and record.round_trip.value > FAR
-        self._held[record.session] = fresh = Holding(offer, wished, share, paced, rounds, far, crossings)
-        self._count(record, fresh, 1.0)
-        return self._granted(wished, paced)
+            self._count(held, -1.0)
+        seconds, gpu = offer.seconds, offer.gpu_seconds
+        part = offer.theta / (seconds * seconds)
+        wish = wished.grant
+        self._held[session] = fresh = Holding(
+            offer,
+            wished,
+            part * weight * offer.tokens,
+            part * gpu,
+            gpu / seconds,
+            weight / (identity.sessions or 1),
+            paced,
+            rounds,
+            wish.mode is STREAM and record.round_trip.value > FAR,
+            crossings,
+        )
+        record.worth, record.wish = weight, wish
+        self._count(fresh, 1.0)
+        return fresh
 
-    def _granted(self, wished: Offer, paced: bool) -> Grant:
+    def _granted(self, held: Holding) -> Grant:
         """What a class promises is not for trials; for everybody else the governor has the last word."""
-        return wished.grant if paced or self._may_draft else LOCAL
+        return held.wished.grant if held.paced or self._may_draft else LOCAL
 
     def _best(self, offers: Sequence[Offer], weight: float, held: Holding | None) -> tuple[Offer, int]:
         """The offer of most value; but on the same side of ROUND as before unless the other one is clearly better, twice in a
         row. And how often in a row it was."""
-        price = self.price
-        values = [offer.value(weight, price) for offer in offers]
+        values = _values(offers, weight, self.price)
         most = max(values)
         best = offers[values.index(most)]
         if held is None:
@@ -287,42 +304,40 @@ class FairGoodput:
         enough = [offer for offer in offers if offer.tokens >= need * offer.seconds]
         if enough:
             return min(enough, key=lambda offer: offer.gpu_seconds / offer.tokens)
-        return max(offers, key=lambda offer: offer.value(weight, self.price))
+        values = _values(offers, weight, self.price)
+        return offers[values.index(max(values))]
 
     def _weight(self, record: SessionRecord) -> float:
-        goodput = record.identity.goodput.value or 1.0 / self._costs.step
-        weight = record.weight
+        identity = record.identity
+        goodput = identity.goodput.value or 1.0 / self._costs.step
+        weight = identity.share.weight * record.service.weight  # as `record.weight`, without the call
         return weight / goodput if self._phi == 1.0 else float(weight * goodput**-self._phi)
-
-    def _local(self, record: SessionRecord) -> Offer:
-        costs = self._costs
-        return Offer(LOCAL, 1.0, costs.token + costs.context * record.known, costs.step)
 
     def _offers(self, record: SessionRecord, weight: float, longest: int = LONGEST_ROUND) -> list[Offer]:
         """What it can be granted, LOCAL first."""
+        costs = self._costs
+        own = costs.token + costs.context * record.known
+        local = Offer(LOCAL, 1.0, own, costs.step)
         if not record.can_draft:
-            return [self._local(record)]
+            return [local]
         draft = record.draft_seconds.value or UNKNOWN_DRAFT_SECONDS
         trip = record.round_trip.value or UNKNOWN_ROUND_TRIP
-        offers = [self._local(record), self._round(record, weight, draft, trip, longest)]
-        if self._governor.way is Way.ROUNDS and record.service.tpot_seconds is None:
-            return offers
-        stream = self._stream(record, weight, draft, trip)
-        if stream is not None:
-            offers.append(stream)
-        return offers
+        rate = record.acceptance.rate
+        best = self._round(weight, rate, own, draft, trip, longest)
+        if self._governor.way is ROUNDS_ONLY and record.service.tpot_seconds is None:
+            return [local, best]
+        stream = self._stream(weight, rate, own, draft, trip)
+        return [local, best] if stream is None else [local, best, stream]
 
-    def _round(
-        self, record: SessionRecord, weight: float, draft: float, trip: float, longest: int = LONGEST_ROUND
-    ) -> Offer:
-        """The best length. Where others keep the verifier busy, a draft waits for the end of the step it has missed, so that
-        rounds last whole steps; then value rises and falls with the length more than once."""
-        costs, price, rate = self._costs, self.price, record.acceptance.rate
+    def _round(self, weight: float, rate: float, own: float, draft: float, trip: float, longest: int) -> Offer:
+        """The best length, of who takes `own` GPU-seconds without a draft. Where others keep the verifier busy, a draft waits
+        for the end of the step it has missed, so that rounds last whole steps; then value rises and falls with the length more
+        than once."""
+        costs, price = self._costs, self.price
         step, token = costs.step, costs.token
         busy = self._busy if len(self._view.records) > 1 else 0.0
-        gpu = token + costs.context * record.known
         beyond, held = rate / (1.0 - rate), NEAR * costs.step_fixed
-        away = trip
+        gpu, away = own, trip
         tokens = survival = 1.0
         best, found = -math.inf, (1, tokens, gpu, trip + step, 0.0)
         for length in range(1, longest + 1):
@@ -358,15 +373,14 @@ class FairGoodput:
             seconds = away + wait + step
             yield Offer(ROUNDS[length], tokens, gpu, seconds, 1.0 + wait / step, seconds)
 
-    def _stream(self, record: SessionRecord, weight: float, draft: float, trip: float) -> Offer | None:
+    def _stream(self, weight: float, rate: float, own: float, draft: float, trip: float) -> Offer | None:
         """Draft-ahead, with the best number of drafted tokens to verify in a step. None where it never gets ahead.
 
         A branch that was contradicted begins again behind the stream and gains on it; it has caught up once so many tokens in
         a row were guessed right, and then n drafted tokens are verified in each step until one is wrong. Of these two times
         it is made: `behind` steps with one token each, `ahead` steps with mu(n).
         """
-        costs, price, rate = self._costs, self.price, record.acceptance.rate
-        step, token, refused = costs.step, costs.token, 1.0 - rate
+        step, token, price, refused = self._costs.step, self._costs.token, self.price, 1.0 - rate
         if draft >= FASTEST_STREAM * step:
             return None
         catches_up = rate ** ((trip + step) / (step - draft))
@@ -374,7 +388,6 @@ class FairGoodput:
             return None
         behind = (1.0 / catches_up - 1.0) / refused
         reach = step / draft - 1.0
-        own = token + costs.context * record.known
         best, found, survives = -math.inf, (1, 1.0, own), 1.0
         for length in range(1, LONGEST_STREAM + 1):
             verified = length if length < reach else reach
@@ -389,15 +402,13 @@ class FairGoodput:
             if length >= reach:
                 break
         length, tokens, gpu = found
-        return Offer(STREAMS[length], tokens, gpu, step, settles=trip + behind * step)
+        return Offer(STREAMS[length], tokens, gpu, step, 1.0, trip + behind * step)
 
-    def _count(self, record: SessionRecord, held: Holding, sign: float) -> None:
-        """Add or take away a session's terms of A, B and U."""
-        _, tokens, gpu, seconds, theta, _ = held.offer
-        share = sign * theta / (seconds * seconds)
-        self._earning += share * record.worth * tokens
-        self._using += share * gpu
-        self._load += sign * gpu / seconds
+    def _count(self, held: Holding, sign: float) -> None:
+        """Add or take away a session's terms of A, B and U, and what else is counted of all."""
+        self._earning += sign * held.earning
+        self._using += sign * held.using
+        self._load += sign * held.load
         self._shares += sign * held.share
         if held.wished.grant is not LOCAL:
             self._drafting += int(sign)
@@ -406,10 +417,9 @@ class FairGoodput:
 
 
 def _rounds_would_do(offers: Sequence[Offer], wished: Offer) -> bool:
-    if wished.grant.mode is not STREAM:
-        return False
-    rate = max((one.tokens / one.seconds for one in offers if one.grant.mode is ROUND), default=0.0)
-    return rate >= CLOSE * wished.tokens / wished.seconds
+    """A round, which comes next to LOCAL, promises about what the stream that is wished does."""
+    best = offers[1]
+    return best.tokens / best.seconds >= CLOSE * wished.tokens / wished.seconds
 
 
 def build(argument: str, view: View, rng: np.random.Generator) -> FairGoodput:
