@@ -11,7 +11,7 @@ The last two are no flags of a verifier: waiting for others is what they get wro
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,6 +21,7 @@ from scheduler.step_time import StepTimeModel
 from scheduler.types import SessionRecord
 from scheduler.view import View
 from specfleet.core.errors import ConfigurationError
+from specfleet.core.types import Mode
 from specfleet.core.words import nearest
 
 STATIC_BATCH = 8
@@ -74,8 +75,11 @@ class GlobalRounds(Scheduler):
         self._round -= {item.session for item in plan.items}
         return plan
 
-    def _patience(self, record: SessionRecord) -> float:
-        return self.config.draft_wait_seconds
+    def _place(self, records: Iterable[SessionRecord], now: float) -> None:
+        for record in records:
+            if record.grant.mode is Mode.ROUND:  # however long it usually takes
+                record.draft_deadline = now + self.config.draft_wait_seconds
+            self._queue.place(record, now)
 
 
 BASELINES = ("centralized", "sled", "barrier")
