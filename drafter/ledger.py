@@ -16,6 +16,7 @@ from drafter.early_stop import TYPICAL, EarlyStop, Seen, Watch, features, rememb
 from drafter.observer import Observer
 from drafter.speculators import Guess
 from specfleet.core.protocol import Verdict
+from specfleet.core.records import made
 from specfleet.core.types import SamplingParams
 
 RUNNER_UP = "runner-up"
@@ -57,7 +58,7 @@ class Ledger:
         self._observer.drafted(self._speculator, len(guesses), seconds)
         each = seconds / len(guesses) if guesses else 0.0
         if self._early is None:
-            return [Guess(*guess[:6], each, ahead) for guess in guesses]
+            return [made(Guess, (*guess[:6], each, ahead, *guess[8:])) for guess in guesses]
         seen = watch.seen if watch is not None else ()
         return [
             self._noted(self._early, guess, place + n, each, ahead, seen[n] if n < len(seen) else None)
@@ -78,7 +79,7 @@ class Ledger:
             if confidence.runner_up is not None:
                 y = features(confidence._replace(chosen=confidence.runner_up_share), place, self.record)
                 second = early.predictor(self._kind(RUNNER_UP)).chance(y)
-        return Guess(token, q, confidence, source, x, chance, seconds, ahead, y, second)
+        return made(Guess, (token, q, confidence, source, x, chance, seconds, ahead, y, second, guess.alternative))
 
     def watch(self, place: int, survival: float, least: float) -> Watch | None:
         """What stops a draft behind `place` guesses that are all right with chance `survival`."""
@@ -97,7 +98,8 @@ class Ledger:
         """A verdict's guesses."""
         if self._early is not None:
             self._learn(self._early, settled)
-        self._fate("accepted", settled.accepted)
+        if settled.accepted:
+            self._fate("accepted", settled.accepted)
         if settled.overtaken:
             self.discard("overtaken", settled.overtaken, used=True)
         if settled.wrong is not None:
@@ -137,22 +139,27 @@ class Ledger:
         """Guesses of no use; `used` where others stood on them."""
         if guesses:
             self._observer.discarded(reason, len(guesses))
-        self._fate("discarded", guesses, used)
+            self._fate("discarded", guesses, used)
 
     def _drop(self, settled: Settled, trimmed: int, reason: str) -> None:
-        self._fate("refused", settled.refused)
-        self._fate("trimmed", settled.stale[:trimmed])
-        self._fate("stale", settled.stale[trimmed:])
+        if settled.refused:
+            self._fate("refused", settled.refused)
         if settled.stale:
+            self._fate("trimmed", settled.stale[:trimmed])
+            self._fate("stale", settled.stale[trimmed:])
             self._observer.discarded(reason, len(settled.stale))
-        self.discard(reason, settled.unsent)
+        if settled.unsent:
+            self.discard(reason, settled.unsent)
 
     def _fate(self, fate: str, guesses: Sequence[Guess], used: bool = False) -> None:
         if not guesses:
             return
         used = used or fate == "accepted"
-        self._observer.fate(fate, len(guesses), sum([guess.seconds for guess in guesses]), used)
-        ahead = sum([guess.early for guess in guesses])
+        seconds, ahead = 0.0, 0
+        for guess in guesses:
+            seconds += guess.seconds
+            ahead += guess.early
+        self._observer.fate(fate, len(guesses), seconds, used)
         if ahead:
             self._observer.ahead(ahead, used)
 

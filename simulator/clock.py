@@ -66,8 +66,13 @@ def wake(future: asyncio.Future[None]) -> None:
 
 def sleep(seconds: float) -> Awaitable[None]:
     """asyncio.sleep, in less time on this loop."""
+    return sleeper()(seconds)
+
+
+def sleeper() -> Callable[[float], Awaitable[None]]:
+    """The running loop's `sleep`, for who needs it often."""
     loop = asyncio.get_running_loop()
-    return loop.nap(seconds) if isinstance(loop, VirtualLoop) else asyncio.sleep(seconds)
+    return loop.nap if isinstance(loop, VirtualLoop) else asyncio.sleep
 
 
 class NoFiles(selectors.BaseSelector):

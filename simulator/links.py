@@ -146,11 +146,8 @@ class Link:
             self.sent += len(message.tokens)
         self._up.put(message, size(message))
 
-    async def receive(self) -> VerifyResponse | None:
-        message: VerifyResponse | SpecfleetError | None = await self._down.get()
-        if isinstance(message, SpecfleetError):
-            raise message
-        return message
+    def receive(self) -> Coroutine[Any, Any, VerifyResponse | None]:
+        return self._down.get()
 
     def cancel(self) -> None:
         if self._serving is not None:

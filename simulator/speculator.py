@@ -10,15 +10,20 @@ from typing import Any
 
 from drafter.speculators import Guess
 from scheduler.draft_time import DraftProfile
-from simulator.clock import sleep
+from simulator.clock import sleeper
 from simulator.host import EventLoop
 from simulator.recorded import Recorded
 from simulator.text import TOKENS, VOCABULARY, Truth
 from simulator.together import DraftEngine
+from specfleet.core.records import made
 from specfleet.core.step import Confidence, StepResult, Stop
 from specfleet.core.types import SamplingParams
 
 GUESSES = tuple(Guess(token) for token in TOKENS)
+NOT_SURE = Guess(0)[3:]
+"""Of a guess, what is behind its confidence."""
+NOTHING_ELSE = StepResult()[6:]
+"""Of a step's result, what is behind its confidence."""
 LONGEST_BRANCH = 64
 """Guesses beyond the confirmed text that a drafter may have; more than any policy grants, and than a verifier keeps."""
 OTHERS = 5
@@ -37,7 +42,7 @@ def confident(rate: float, right: bool, distance: float, rng: random.Random) -> 
     log_chosen, log_rest = math.log(chosen), math.log(rest)
     entropy = -chosen * log_chosen - (1.0 - chosen) * log_rest
     spread = abs(log_chosen - log_rest) * math.sqrt(chosen * (1.0 - chosen))
-    return Confidence(chosen, entropy, chosen - rest, spread)
+    return made(Confidence, (chosen, entropy, chosen - rest, spread, None, 0.0))
 
 
 class ModelledSpeculator:
@@ -56,6 +61,7 @@ class ModelledSpeculator:
         "machine",
         "rng",
         "seconds",
+        "sleep",
         "threads",
         "together",
     )
@@ -97,10 +103,11 @@ class ModelledSpeculator:
         self.active = 0
         """Generations that draft just now."""
         self.clock = asyncio.get_running_loop().time
+        self.sleep = sleeper()
 
     def work(self, seconds: float) -> Awaitable[None]:
         """Lets them pass."""
-        return sleep(seconds) if self.daemon is None else self.daemon.called(seconds, self.threads)
+        return self.sleep(seconds) if self.daemon is None else self.daemon.called(seconds, self.threads)
 
     def run(self, count: int) -> int:
         """How many of the next `count` guesses are right before the first that is not: one draw for all of them."""
@@ -146,10 +153,30 @@ class ModelledDrafting:
             return await self._made(text, count, stop)
 
     async def _made(self, text: Sequence[int], count: int, stop: Stop | None) -> list[Guess]:
-        guesses = self._guesses(text, count)
-        if self._speculator.confidence is not None:
+        """Guesses, after the machine's time for them. Whoever leaves in the middle has drafted what was finished by then."""
+        own, guesses = self._speculator, self._guesses(text, count)
+        if own.confidence is not None:
             guesses = self._confident(guesses, text, stop)
-        await self._work(len(guesses))
+        tokens, warming, own.cold_start = len(guesses), own.cold_start, 0.0
+        if own.engine is not None:
+            await self._work_together(own.engine, tokens, warming)
+            return guesses
+        own.active += 1
+        # Who joins or leaves meanwhile is not looked at: drafts are short, and that evens out.
+        each = own.draft_seconds if own.together is None else own.together.at(own.active)
+        seconds = tokens * each + warming
+        start = own.clock()
+        try:
+            await own.work(seconds)
+        except asyncio.CancelledError:
+            spent = own.clock() - start
+            own.seconds += spent
+            self.drafted += min(tokens, int(max(0.0, spent - warming) / each))
+            raise
+        finally:
+            own.active -= 1
+        own.seconds += seconds
+        self.drafted += tokens
         return guesses
 
     def _guesses(self, text: Sequence[int], count: int) -> list[Guess]:
@@ -182,34 +209,10 @@ class ModelledDrafting:
             said = guess.token
             unreal = said == (token + UNREAL) % VOCABULARY
             confidence = confident(rate, rng.random() < rate if unreal else said == token, distance, rng)
-            sure.append(Guess(said, None, confidence))
-            if stop is not None and stop(StepResult(0, (said,), confidence=confidence)):
+            sure.append(made(Guess, (said, None, confidence, *NOT_SURE)))
+            if stop is not None and stop(made(StepResult, (0, (said,), None, None, 0, confidence, *NOTHING_ELSE))):
                 break
         return sure
-
-    async def _work(self, tokens: int) -> None:
-        """The machine's time for so many tokens. Whoever leaves in the middle has drafted what was finished by then."""
-        own = self._speculator
-        warming, own.cold_start = own.cold_start, 0.0
-        if own.engine is not None:
-            await self._work_together(own.engine, tokens, warming)
-            return
-        own.active += 1
-        # Who joins or leaves meanwhile is not looked at: drafts are short, and that evens out.
-        each = own.draft_seconds if own.together is None else own.together.at(own.active)
-        seconds = tokens * each + warming
-        start = own.clock()
-        try:
-            await own.work(seconds)
-        except asyncio.CancelledError:
-            spent = own.clock() - start
-            own.seconds += spent
-            self.drafted += min(tokens, int(max(0.0, spent - warming) / each))
-            raise
-        finally:
-            own.active -= 1
-        own.seconds += seconds
-        self.drafted += tokens
 
     async def _work_together(self, engine: DraftEngine, tokens: int, warming: float) -> None:
         own = self._speculator

@@ -18,7 +18,7 @@ from itertools import accumulate
 from operator import mul
 from typing import NamedTuple
 
-from specfleet.core.errors import InvalidRequest, PositionGap, SpecfleetError
+from specfleet.core.errors import InvalidRequest, PositionGap
 from specfleet.core.mailbox import Mailbox
 from specfleet.core.protocol import Draft, Finished, Open, Verdict
 from specfleet.core.sequences import agreeing
@@ -111,7 +111,8 @@ class Session:
         self.mode = Mode.LOCAL
         """Mode of the grant in force."""
         self.opened: asyncio.Future[Grant] = asyncio.get_running_loop().create_future()
-        self.outbox: Mailbox[Verdict | Finished | SpecfleetError] = Mailbox()
+        self.outbox: Mailbox[Verdict | Finished] = Mailbox()
+        """What its owner is told next, or what ends it."""
         self.sending_since = 0.0
         """When the message that its stream has yet to take was begun; 0 while there is none."""
         self.finished: FinishReason | None = None
