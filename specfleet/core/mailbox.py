@@ -45,7 +45,8 @@ class Mailbox(Generic[T]):
     __slots__ = ("_items", "_loop", "_waiter")
 
     def __init__(self) -> None:
-        self._items: list[T | Exception] = []  # hardly ever more than one: a deque takes half a kilobyte, which thousands feel
+        # Hardly ever more than one: a deque takes half a kilobyte, which thousands feel.
+        self._items: list[T | Exception] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiter: asyncio.Future[None] | None = None
 
