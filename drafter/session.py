@@ -161,8 +161,8 @@ class DraftingSession:
         self._began_at = 0
         """Length of the confirmed text when the newest branch began."""
         self._stoppable: Stoppable | None = None
-        """The speculator's, where its drafts may end early. Asked once: whether something implements a protocol takes longer than
-        a whole verdict."""
+        """The speculator's, where its drafts may end early. Asked once: whether something implements a protocol takes longer
+        than a whole verdict."""
         self._mute = False
         """Drafting failed; every round is answered with an empty draft from now on."""
         self._changed = Signal()

@@ -150,7 +150,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def nap(self, seconds: float) -> asyncio.Future[None]:
         """As asyncio.sleep, with less around it: await it at once."""
         future: asyncio.Future[None] = self.create_future()
-        self.at(self._now + seconds, wake, future)
+        self._asked += 1
+        heappush(self._timers, (self._now + seconds, self._asked, (wake, future, None, None)))
         return future
 
     def _run_once(self) -> None:

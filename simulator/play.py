@@ -253,12 +253,12 @@ class _Run:
             request = self._requests.next(at, next(rows, None), tiers[device.tier])
             self._start(self._serve(device, picks[device.number], request, at))
 
-    async def _serve(self, device: Device, pick: Callable[[], Site], request: Request, at: float) -> None:
+    def _serve(self, device: Device, pick: Callable[[], Site], request: Request, at: float) -> Coroutine[Any, Any, Row]:
         self._issued += 1
         prompt = self._requests.prompt(request)
-        await device.serve(request, prompt, pick, self._config.workload.retries, at)
+        return device.serve(request, prompt, pick, self._config.workload.retries, at)
 
-    def _start(self, what: Coroutine[Any, Any, None]) -> None:
+    def _start(self, what: Coroutine[Any, Any, object]) -> None:
         task = asyncio.create_task(what)
         self._tasks.add(task)
         task.add_done_callback(self._done)

@@ -21,16 +21,13 @@ from typing import NamedTuple
 from specfleet.core.errors import InvalidRequest, PositionGap
 from specfleet.core.mailbox import Mailbox
 from specfleet.core.protocol import Draft, Finished, Open, Verdict
+from specfleet.core.records import made
 from specfleet.core.sequences import agreeing
 from specfleet.core.step import Alternative, DraftDistribution, StepResult
-from specfleet.core.types import BEST_EFFORT, FinishReason, Grant, Mode, SamplingParams, ServiceClass, Usage
+from specfleet.core.types import BEST_EFFORT, LOCAL, FinishReason, Grant, Mode, SamplingParams, ServiceClass, Usage
 
 MAX_PENDING = 64
 """Most drafted tokens kept waiting for one session; fewer near its end, where the last token is the target's own."""
-
-
-UNDECIDED = {mode: Grant(mode) for mode in Mode}
-"""Of a verdict whose grant is yet to be set."""
 
 
 class Offered(NamedTuple):
@@ -199,7 +196,7 @@ class Session:
         # said it holds until the next verdict: a repeated message takes nothing back.
         if draft.last and (pending or draft.confirmed >= len(self.tokens)):
             self._complete = True
-        return Offered(max(0, pending - before), stale)
+        return made(Offered, (pending - before if pending > before else 0, stale))
 
     def abandon(self) -> int:
         """Nothing of it will be verified any more; returns how many guesses waited, and how many were dropped as stale and
@@ -215,7 +212,8 @@ class Session:
     def take_draft(self, count: int) -> tuple[list[int], list[DraftDistribution] | None]:
         """The first `count` waiting tokens, for a step. They stay until `commit` says what became of them."""
         q = None if self._matches else self._pending_q[:count]
-        self._left = max(0, self.pending - count)
+        left = len(self._pending) - count
+        self._left = left if left > 0 else 0
         return self._pending[:count], q
 
     def take_alternatives(self, count: int, most: int) -> list[Alternative]:
@@ -253,12 +251,13 @@ class Session:
         likeliest = None if result.top_logprobs is None else result.top_logprobs[: len(committed)]
         beside = result.alternative and len(committed) > accepted
         mode = self.mode
-        return Verdict(
+        undecided = LOCAL  # the grant
+        told = (
             position,
             committed,
             drafted,
             accepted,
-            UNDECIDED[mode],
+            undecided,
             mode,
             logprobs,
             trimmed,
@@ -266,6 +265,7 @@ class Session:
             beside,
             likeliest,
         )
+        return made(Verdict, told)
 
     def _until_end(self, tokens: tuple[int, ...]) -> tuple[int, ...]:
         room = max(1, self._last - len(self.tokens))

@@ -157,9 +157,8 @@ class Verifier:
                         self._check_tokens("alternatives", tuple(one.token for one in message.alternatives))
                     for q in message.q or ():
                         self._check_tokens("distributions", q.token_ids)
-                    spent = self._reported("draft_seconds", message.draft_seconds)
-                    if spent != message.draft_seconds:
-                        message = message._replace(draft_seconds=spent)
+                    if not math.isfinite(message.draft_seconds):
+                        message = message._replace(draft_seconds=self._reported("draft_seconds", message.draft_seconds))
                     self._loop.offer(session, message)
                 case Close():
                     return

@@ -234,7 +234,7 @@ def test_a_commit_is_accepted_plus_one() -> None:
     one.mode = Mode.ROUND
     verdict = one.commit(StepResult(2, (4, 5, 8), logprobs=(-1.0, -2.0, -3.0)), 3)
     assert (3, (4, 5, 8), 3, 2) == (verdict.position, verdict.tokens, verdict.drafted, verdict.accepted)
-    assert ((-1.0, -2.0, -3.0), Mode.ROUND, Grant(Mode.ROUND)) == (verdict.logprobs, verdict.mode, verdict.grant)
+    assert ((-1.0, -2.0, -3.0), Mode.ROUND, LOCAL) == (verdict.logprobs, verdict.mode, verdict.grant)
     assert ([1, 2, 3, 4, 5, 8], 5) == (one.tokens, one.computed)
     assert [] == waiting(one)
 
