@@ -11,7 +11,7 @@ import pytest
 from specfleet.core.errors import InvalidRequest, PositionGap
 from specfleet.core.protocol import Draft, Open
 from specfleet.core.step import DraftDistribution, StepResult
-from specfleet.core.types import FinishReason, Grant, Mode, SamplingParams, Usage
+from specfleet.core.types import LOCAL, FinishReason, Mode, SamplingParams, Usage
 from verifier.session import MAX_PENDING, Offered, Session
 
 EOS = 9
