@@ -30,17 +30,19 @@ class Ledger:
         "_behind_the_end",
         "_beside",
         "_early",
+        "_kinds",
+        "_matches",
         "_observer",
         "_rule",
-        "_sampling",
         "_speculator",
         "record",
     )
 
     def __init__(self, speculator: str, sampling: SamplingParams, early: EarlyStop | None, observer: Observer) -> None:
         self._speculator = speculator
-        self._sampling = sampling
         self._rule = "greedy" if sampling.greedy else "seeded" if sampling.match_rule else "unseeded"
+        self._matches = sampling.match_rule
+        self._kinds = {"model": self._kind_of("model")}
         self._early = early
         self._observer = observer
         self.record = early.predictor(self._kind("model")).typical if early else TYPICAL
@@ -165,7 +167,7 @@ class Ledger:
 
     def _learn(self, early: EarlyStop, settled: Settled) -> None:
         """The rejection rule labels only what it verified; a text that can be but one labels whatever was guessed."""
-        matched = self._sampling.match_rule
+        matched = self._matches
         for guess in settled.right if matched else settled.accepted:
             self._label(early, guess, True)
         if settled.wrong is not None and (matched or settled.refused):
@@ -186,4 +188,7 @@ class Ledger:
             self._early.predictor(self._kind(RUNNER_UP)).learn(guess.runner_up_features, right)
 
     def _kind(self, source: str) -> str:
+        return self._kinds.get(source) or self._kind_of(source)
+
+    def _kind_of(self, source: str) -> str:
         return f"{source}-{self._rule}"

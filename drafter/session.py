@@ -342,7 +342,7 @@ class DraftingSession:
 
     def _when_of_use(self, survival: float, count: int) -> float:
         """The chance that such a branch will be right when it can be of use: in STREAM that is ahead of the verifier."""
-        if self._grant.mode is not STREAM:
+        if not count or self._grant.mode is not STREAM:
             return survival
         return when_of_use(survival, count, self._pace.lag, self._ledger.record)
 

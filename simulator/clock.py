@@ -103,7 +103,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     """No. Asked for every future, by C code, from which a function in Python costs more than the rest of a future."""
 
     def __init__(self) -> None:
-        self._now = 0.0
+        self.now = 0.0
+        """What `time` tells."""
         self._due: deque[Sequence[Any]] = deque()
         """Calls, and tuples of the same form without a context: a function, and what it is called with."""
         self._timers: list[tuple[float, int, Sequence[Any]]] = []
@@ -115,7 +116,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         super().__init__(NoFiles())
 
     def time(self) -> float:
-        return self._now
+        return self.now
 
     def call_soon(  # type: ignore[override]
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
@@ -132,7 +133,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def call_later(  # type: ignore[override]
         self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> _Timer:
-        return self.call_at(self._now + delay, callback, *args, context=context)
+        return self.call_at(self.now + delay, callback, *args, context=context)
 
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
@@ -151,7 +152,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         """As asyncio.sleep, with less around it: await it at once."""
         future: asyncio.Future[None] = self.create_future()
         self._asked += 1
-        heappush(self._timers, (self._now + seconds, self._asked, (wake, future, None, None)))
+        heappush(self._timers, (self.now + seconds, self._asked, (wake, future, None, None)))
         return future
 
     def _run_once(self) -> None:
@@ -185,7 +186,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             self.timers_cancelled -= 1
         if not timers:
             raise Stalled("everybody waits, and no timer is set")
-        now = self._now = max(self._now, timers[0][0])
+        now = self.now = max(self.now, timers[0][0])
         while timers and timers[0][0] <= now:
             call = heappop(timers)[2]
             if call[0] is _nothing:

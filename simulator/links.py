@@ -72,7 +72,7 @@ class Pipe:
 
     def put(self, message: Any, count: int) -> None:
         """Send a message of so many bytes."""
-        at = self._way.arrival(self._loop.time(), count)
+        at = self._way.arrival(self._loop.now, count)
         if at > self._last:
             self._last = at
         # What is due at one moment comes in the order in which it was asked for.

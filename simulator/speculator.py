@@ -71,7 +71,7 @@ class ModelledSpeculator:
 
     def __init__(
         self,
-        acceptance: Callable[[float], float],
+        acceptance: Callable[[float], float] | float,
         draft_seconds: float,
         rng: random.Random,
         *,
@@ -82,10 +82,10 @@ class ModelledSpeculator:
         daemon: EventLoop | None = None,
         threads: float = 1.0,
     ) -> None:
-        """`acceptance` by time: the chance that a guess is right, given that those before it are. `shared`: more than one
-        generation at a time may draft here. `cold_start`: seconds that the first draft of all takes longer. `together`:
-        seconds per token by how many draft at once, instead of `draft_seconds`. `confidence`: see Tier. `daemon`: the
-        drafter's, on a machine that others share; the model then computes on so many `threads` of it."""
+        """`acceptance`, or what it is by time: the chance that a guess is right, given that those before it are. `shared`: more
+        than one generation at a time may draft here. `cold_start`: seconds that the first draft of all takes longer.
+        `together`: seconds per token by how many draft at once, instead of `draft_seconds`. `confidence`: see Tier. `daemon`:
+        the drafter's, on a machine that others share; the model then computes on so many `threads` of it."""
         self.acceptance = acceptance
         self.draft_seconds = draft_seconds
         self.rng = rng
@@ -109,9 +109,14 @@ class ModelledSpeculator:
         """Lets them pass."""
         return self.sleep(seconds) if self.daemon is None else self.daemon.called(seconds, self.threads)
 
+    def rate(self) -> float:
+        """Its acceptance now."""
+        rate = self.acceptance
+        return rate if isinstance(rate, float) else rate(self.clock())
+
     def run(self, count: int) -> int:
         """How many of the next `count` guesses are right before the first that is not: one draw for all of them."""
-        rate, chance = self.acceptance(self.clock()), self.rng.random()
+        rate, chance = self.rate(), self.rng.random()
         if count == 1 or not 0.0 < rate < 1.0:
             return count if chance < rate else 0
         return min(count, int(math.log(1.0 - chance) / math.log(rate)))
@@ -192,6 +197,8 @@ class ModelledDrafting:
             return [GUESSES[(token + UNREAL) % VOCABULARY] for token in tokens[behind:]]
         recorded = self._recorded
         right = self._speculator.run(count) if recorded is None else recorded.run(end - truth.start, count)
+        if count == 1:
+            return [GUESSES[(tokens[behind] + 1 - right) % VOCABULARY]]
         guesses = [GUESSES[token] for token in tokens[behind : behind + right]]
         if right < count:
             guesses.append(GUESSES[(tokens[behind + right] + 1) % VOCABULARY])
@@ -203,7 +210,7 @@ class ModelledDrafting:
         sure of itself as anywhere: what it says next is likely after what it said."""
         own, truth = self._speculator, self._truth
         assert truth is not None and own.confidence is not None
-        rate, distance, rng, end = own.acceptance(own.clock()), own.confidence, own.rng, len(text)
+        rate, distance, rng, end = own.rate(), own.confidence, own.rng, len(text)
         sure: list[Guess] = []
         for guess, token in zip(guesses, truth.between(end, end + len(guesses)), strict=True):
             said = guess.token
@@ -232,7 +239,7 @@ class ModelledDrafting:
             async with own.machine:
                 await own.work(own.draft_seconds)
         own.seconds += own.draft_seconds
-        rate = own.acceptance(own.clock())
+        rate = own.rate()
         return sum(own.rng.random() < rate for _ in range(count))
 
     def close(self) -> None:

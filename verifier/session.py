@@ -371,4 +371,8 @@ def _conditional(draft: Draft) -> list[float]:
     """The chance of each drafted token, given that those before it are accepted: ratios of neighbouring survivals."""
     if draft.survival is None:
         return [1.0] * len(draft.tokens)
-    return [s / before if before else 0.0 for s, before in zip(draft.survival, (1.0, *draft.survival), strict=False)]
+    found, before = [], 1.0
+    for survival in draft.survival:
+        found.append(survival / before if before else 0.0)
+        before = survival
+    return found
