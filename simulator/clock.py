@@ -99,7 +99,7 @@ class NoFiles(selectors.BaseSelector):
 class VirtualLoop(asyncio.SelectorEventLoop):
     """Its time begins at 0 and passes only when nothing is left to run."""
 
-    get_debug = staticmethod(bool)  # type: ignore[assignment]
+    get_debug = staticmethod(bool)
     """No. Asked for every future, by C code, from which a function in Python costs more than the rest of a future."""
 
     def __init__(self) -> None:

@@ -132,7 +132,7 @@ class _Run:
         self._tally = Tally()
         self._rows: list[Row] = []
         self._sink = Both((_Collect(self._rows), *sinks))
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._issued = 0
         self._failure: asyncio.Future[None]
         """Set by whatever goes wrong anywhere."""
@@ -263,13 +263,13 @@ class _Run:
         self._tasks.add(task)
         task.add_done_callback(self._done)
 
-    def _done(self, task: asyncio.Task[None]) -> None:
+    def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         self._failed(task)
         if not self._tasks and not self._ended.done():
             self._ended.set_result(None)
 
-    def _failed(self, task: asyncio.Task[None]) -> None:
+    def _failed(self, task: asyncio.Task[Any]) -> None:
         """A bug anywhere ends the run."""
         error = None if task.cancelled() else task.exception()
         if error is not None and not self._failure.done():

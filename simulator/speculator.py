@@ -82,8 +82,8 @@ class ModelledSpeculator:
         daemon: EventLoop | None = None,
         threads: float = 1.0,
     ) -> None:
-        """`acceptance`, or what it is by time: the chance that a guess is right, given that those before it are. `shared`: more
-        than one generation at a time may draft here. `cold_start`: seconds that the first draft of all takes longer.
+        """`acceptance`, or what it is by time: the chance that a guess is right, given that those before it are. `shared`:
+        more than one generation at a time may draft here. `cold_start`: seconds that the first draft of all takes longer.
         `together`: seconds per token by how many draft at once, instead of `draft_seconds`. `confidence`: see Tier. `daemon`:
         the drafter's, on a machine that others share; the model then computes on so many `threads` of it."""
         self.acceptance = acceptance
@@ -212,8 +212,9 @@ class ModelledDrafting:
         assert truth is not None and own.confidence is not None
         rate, distance, rng, end = own.rate(), own.confidence, own.rng, len(text)
         sure: list[Guess] = []
-        for guess, token in zip(guesses, truth.between(end, end + len(guesses)), strict=True):
-            said = guess.token
+        tokens = truth.between(end, end + len(guesses))
+        for place, guess in enumerate(guesses):
+            said, token = guess.token, tokens[place]
             unreal = said == (token + UNREAL) % VOCABULARY
             confidence = confident(rate, rng.random() < rate if unreal else said == token, distance, rng)
             sure.append(made(Guess, (said, None, confidence, *NOT_SURE)))
