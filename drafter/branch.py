@@ -102,12 +102,13 @@ class Branch:
         taken = min(max(0, accepted), right)
         settled.accepted, settled.overtaken = ahead[:taken], ahead[taken:right]
         del ahead[:right]
-        self.survival = math.prod([guess.chance for guess in ahead])
         self.sent = max(0, self.sent - right)
         if right < len(checked):
             settled.wrong, settled.instead = ahead[0], tokens[right]
             self._abandon(settled, start + right)
             del self.belief[start + right :]
+        else:
+            self.survival = math.prod([guess.chance for guess in ahead]) if ahead else 1.0
         self.belief += tokens[right:]
         return settled
 

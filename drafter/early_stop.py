@@ -122,7 +122,8 @@ class Predictor:
         covariance -= (gain * along)[:, None] * along
         # The new covariance times the point (Sherman and Morrison).
         step = (right - p) * (1.0 - gain * variance)
-        self.weights = tuple([weight + step * one for weight, one in zip(self.weights, along.tolist(), strict=True)])
+        way = along.tolist()
+        self.weights = tuple([weight + step * way[at] for at, weight in enumerate(self.weights)])
         self.typical += 0.01 * (right - self.typical)
 
     def state(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from drafter.early_stop import TYPICAL, EarlyStop, Seen, Watch, features, rememb
 from drafter.observer import Observer
 from drafter.speculators import Guess
 from specfleet.core.protocol import Verdict
+from specfleet.core.records import made
 from specfleet.core.types import SamplingParams
 
 RUNNER_UP = "runner-up"
@@ -29,17 +30,19 @@ class Ledger:
         "_behind_the_end",
         "_beside",
         "_early",
+        "_kinds",
+        "_matches",
         "_observer",
         "_rule",
-        "_sampling",
         "_speculator",
         "record",
     )
 
     def __init__(self, speculator: str, sampling: SamplingParams, early: EarlyStop | None, observer: Observer) -> None:
         self._speculator = speculator
-        self._sampling = sampling
         self._rule = "greedy" if sampling.greedy else "seeded" if sampling.match_rule else "unseeded"
+        self._matches = sampling.match_rule
+        self._kinds = {"model": self._kind_of("model")}
         self._early = early
         self._observer = observer
         self.record = early.predictor(self._kind("model")).typical if early else TYPICAL
@@ -57,7 +60,7 @@ class Ledger:
         self._observer.drafted(self._speculator, len(guesses), seconds)
         each = seconds / len(guesses) if guesses else 0.0
         if self._early is None:
-            return [Guess(*guess[:6], each, ahead) for guess in guesses]
+            return [made(Guess, (*guess[:6], each, ahead, *guess[8:])) for guess in guesses]
         seen = watch.seen if watch is not None else ()
         return [
             self._noted(self._early, guess, place + n, each, ahead, seen[n] if n < len(seen) else None)
@@ -78,7 +81,7 @@ class Ledger:
             if confidence.runner_up is not None:
                 y = features(confidence._replace(chosen=confidence.runner_up_share), place, self.record)
                 second = early.predictor(self._kind(RUNNER_UP)).chance(y)
-        return Guess(token, q, confidence, source, x, chance, seconds, ahead, y, second)
+        return made(Guess, (token, q, confidence, source, x, chance, seconds, ahead, y, second, guess.alternative))
 
     def watch(self, place: int, survival: float, least: float) -> Watch | None:
         """What stops a draft behind `place` guesses that are all right with chance `survival`."""
@@ -97,7 +100,8 @@ class Ledger:
         """A verdict's guesses."""
         if self._early is not None:
             self._learn(self._early, settled)
-        self._fate("accepted", settled.accepted)
+        if settled.accepted:
+            self._fate("accepted", settled.accepted)
         if settled.overtaken:
             self.discard("overtaken", settled.overtaken, used=True)
         if settled.wrong is not None:
@@ -137,28 +141,33 @@ class Ledger:
         """Guesses of no use; `used` where others stood on them."""
         if guesses:
             self._observer.discarded(reason, len(guesses))
-        self._fate("discarded", guesses, used)
+            self._fate("discarded", guesses, used)
 
     def _drop(self, settled: Settled, trimmed: int, reason: str) -> None:
-        self._fate("refused", settled.refused)
-        self._fate("trimmed", settled.stale[:trimmed])
-        self._fate("stale", settled.stale[trimmed:])
+        if settled.refused:
+            self._fate("refused", settled.refused)
         if settled.stale:
+            self._fate("trimmed", settled.stale[:trimmed])
+            self._fate("stale", settled.stale[trimmed:])
             self._observer.discarded(reason, len(settled.stale))
-        self.discard(reason, settled.unsent)
+        if settled.unsent:
+            self.discard(reason, settled.unsent)
 
     def _fate(self, fate: str, guesses: Sequence[Guess], used: bool = False) -> None:
         if not guesses:
             return
         used = used or fate == "accepted"
-        self._observer.fate(fate, len(guesses), sum([guess.seconds for guess in guesses]), used)
-        ahead = sum([guess.early for guess in guesses])
+        seconds, ahead = 0.0, 0
+        for guess in guesses:
+            seconds += guess.seconds
+            ahead += guess.early
+        self._observer.fate(fate, len(guesses), seconds, used)
         if ahead:
             self._observer.ahead(ahead, used)
 
     def _learn(self, early: EarlyStop, settled: Settled) -> None:
         """The rejection rule labels only what it verified; a text that can be but one labels whatever was guessed."""
-        matched = self._sampling.match_rule
+        matched = self._matches
         for guess in settled.right if matched else settled.accepted:
             self._label(early, guess, True)
         if settled.wrong is not None and (matched or settled.refused):
@@ -179,4 +188,7 @@ class Ledger:
             self._early.predictor(self._kind(RUNNER_UP)).learn(guess.runner_up_features, right)
 
     def _kind(self, source: str) -> str:
+        return self._kinds.get(source) or self._kind_of(source)
+
+    def _kind_of(self, source: str) -> str:
         return f"{source}-{self._rule}"

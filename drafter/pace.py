@@ -87,7 +87,8 @@ class Pace:
         if not step or not draft:
             return 0.0
         gained, least = step - draft, LEAST_GAINED * step
-        return self.behind * step / (gained if gained > least else least)
+        behind = (self.round_trip.value + step) / step
+        return behind * step / (gained if gained > least else least)
 
     @property
     def round_lead(self) -> int:

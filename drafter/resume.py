@@ -127,16 +127,16 @@ class Generation:
 
     def _take(self, message: Opened | Verdict | Finished) -> None:
         match message:
-            case Opened():
-                if self._opened:
-                    self._observer.resumed()
-                self._opened = True
-                self._deaths += 1
             case Verdict():
                 known = len(self._opening.prompt) + len(self._output) - message.position
                 self._output += message.tokens[known:]
                 # Not Opened: a verifier that lets in, and dies of it, does not count as one that goes on.
                 self._lost_at, self._failures, self._deaths = None, 0, 0
+            case Opened():
+                if self._opened:
+                    self._observer.resumed()
+                self._opened = True
+                self._deaths += 1
 
     async def _pause_after(self, error: SpecfleetError) -> None:
         """Wait before the next session. Raises when there is to be none."""

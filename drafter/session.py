@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from itertools import accumulate
 from operator import mul
-from typing import cast
 
 from drafter.alternatives import worth_sending
 from drafter.branch import Branch
@@ -39,7 +38,9 @@ from specfleet.core.protocol import (
     Shadow,
     Verdict,
     VerifierConnection,
+    VerifyResponse,
 )
+from specfleet.core.records import made
 from specfleet.core.step import Alternative, StepResult, Stop
 from specfleet.core.trace import Phase, Tracer
 from specfleet.core.types import LOCAL, Grant, Mode
@@ -86,6 +87,7 @@ class DraftingSession:
         "_lane",
         "_last",
         "_ledger",
+        "_length",
         "_matches",
         "_max_draft",
         "_mute",
@@ -139,6 +141,8 @@ class DraftingSession:
         """Length of the text from which on to score it, in LOCAL."""
         self._last = len(opening.prompt) + opening.sampling.max_tokens
         self._grant: Grant = LOCAL
+        self._length = 0
+        """Of a draft. The verifier is told where it ends before its grant (`Draft.last`)."""
         self._granted_at = 0.0
         self._verdict_at = 0.0
         """When the last verdict came for which the verifier had not waited."""
@@ -156,8 +160,9 @@ class DraftingSession:
         """The speculator has computed the prompt."""
         self._began_at = 0
         """Length of the confirmed text when the newest branch began."""
-        self._stoppable = False
-        """Drafts may end early. Asked once: whether something implements a protocol takes longer than a whole verdict."""
+        self._stoppable: Stoppable | None = None
+        """The speculator's, where its drafts may end early. Asked once: whether something implements a protocol takes longer
+        than a whole verdict."""
         self._mute = False
         """Drafting failed; every round is answered with an empty draft from now on."""
         self._changed = Signal()
@@ -178,7 +183,9 @@ class DraftingSession:
             yield opened
             finished = False
             while not finished:
-                message = await self._next(stream, drafting)
+                if drafting.done():
+                    drafting.result()  # a drafting side that failed ends the session: it never ends by itself otherwise
+                message = self._heard(await stream.receive())
                 finished = isinstance(message, Finished)
                 yield message
         finally:
@@ -196,11 +203,8 @@ class DraftingSession:
             )
         return opened
 
-    async def _next(self, stream: ClientStream, drafting: asyncio.Task[None]) -> Verdict | Finished:
-        """The next message, taken in. A drafting side that failed ends the session: it never ends by itself otherwise."""
-        if drafting.done():
-            drafting.result()
-        message = await stream.receive()
+    def _heard(self, message: VerifyResponse | None) -> Verdict | Finished:
+        """A message, taken in."""
         match message:
             case Verdict():
                 self._take(message)
@@ -242,6 +246,7 @@ class DraftingSession:
         if self._granted_at:
             self._observer.mode_time(self._grant.mode, now - self._granted_at)
         self._grant, self._granted_at = grant, now
+        self._length = min(grant.length, self._max_draft)
         self._changed.set()
 
     # --- the drafting side -----------------------------------------------------------------------------------------
@@ -250,17 +255,21 @@ class DraftingSession:
         if not self._opening.can_draft:
             await asyncio.Event().wait()
         drafting = self._speculator.start(self._opening.sampling)
-        self._stoppable = isinstance(drafting, Stoppable)
+        self._stoppable = drafting if isinstance(drafting, Stoppable) else None
         try:
             while True:
                 self._changed.clear()
                 wanted = self._wanted()
                 if wanted > 0 and await self._extend(drafting, wanted):
-                    await self._send_some(stream)
+                    message = self._gathered()
+                    if message is not None:
+                        await stream.send(message)
                 elif self._shadows():
                     await self._shadow(drafting, stream)
                 else:
-                    await self._send_rest(stream)
+                    message = self._rest()
+                    if message is not None:
+                        await stream.send(message)
                     await self._changed.wait()
         finally:
             drafting.close()
@@ -292,11 +301,6 @@ class DraftingSession:
     def _unanswered(self) -> bool:
         """The verifier waits for a draft."""
         return self._grant.mode is ROUND and self._answered != self._branch.known
-
-    @property
-    def _length(self) -> int:
-        """Of a draft. The verifier is told where it ends before its grant (`Draft.last`)."""
-        return min(self._grant.length, self._max_draft)
 
     def _wanted(self) -> int:
         """How many more tokens to guess now."""
@@ -338,7 +342,7 @@ class DraftingSession:
 
     def _when_of_use(self, survival: float, count: int) -> float:
         """The chance that such a branch will be right when it can be of use: in STREAM that is ahead of the verifier."""
-        if self._grant.mode is not STREAM:
+        if not count or self._grant.mode is not STREAM:
             return survival
         return when_of_use(survival, count, self._pace.lag, self._ledger.record)
 
@@ -353,13 +357,17 @@ class DraftingSession:
         time of the whole prompt, which says nothing of how fast guesses are."""
         begun, self._begun = self._begun, True
         wanted = wanted if begun else 1
-        branch, ahead = self._branch, not self._unanswered
-        base, place, version, start = branch.end, len(branch.ahead), branch.version, self._clock()
+        branch, ahead, stoppable = self._branch, not self._unanswered, self._stoppable
+        base, place, version, start = len(branch.belief), len(branch.ahead), branch.version, self._clock()
         if not place:
             self._began_at, self._spent = branch.known, 0.0
-        watch = self._watch(wanted)
+        watch = None
         try:
-            guesses = await self._guess(drafting, wanted, watch)
+            if stoppable is not None and wanted > 1:
+                watch = self._watch(ahead)
+                guesses = await stoppable.draft_until(branch.belief, wanted, self._stop(watch, ahead))
+            else:
+                guesses = await drafting.draft(branch.belief, wanted)
         except SpecfleetError as error:
             # Guessing is only ever a help: without it the verifier writes the same text.
             log.warning("drafting failed", extra={"request_id": self._opening.request_id, "error": error.message})
@@ -376,55 +384,47 @@ class DraftingSession:
             self._ledger.discard("overtaken", guesses[: count - kept])
         return count > 0
 
-    def _guess(self, drafting: Drafting, wanted: int, watch: Watch | None) -> Awaitable[list[Guess]]:
-        if wanted > 1 and self._stoppable:
-            return cast(Stoppable, drafting).draft_until(self._branch.belief, wanted, self._stop(watch))
-        return drafting.draft(self._branch.belief, wanted)
-
-    def _watch(self, wanted: int) -> Watch | None:
+    def _watch(self, ahead: bool) -> Watch | None:
         """What looks at guesses as they are made, and in ROUND ends them."""
-        if wanted < 2 or not self._stoppable:
+        if self._early is None:
             return None
-        branch, least = self._branch, self._least_survival if self._unanswered else 0.0
+        branch, least = self._branch, 0.0 if ahead else self._least_survival
         return self._ledger.watch(len(branch.ahead), branch.survival, least)
 
-    def _stop(self, watch: Watch | None) -> Stop:
+    def _stop(self, watch: Watch | None, ahead: bool) -> Stop:
         """True once no more guesses are wanted: they became too doubtful, or the text says otherwise meanwhile."""
-        branch, answers = self._branch, self._unanswered
-        base, version = branch.end, branch.version
+        branch = self._branch
+        base, version = len(branch.belief), branch.version
         made: list[int] = []
 
         def stop(guess: StepResult) -> bool:
             made.append(guess.tokens[-1])
             if branch.contradicts(base, version, made):
                 return True
-            return watch is not None and (watch(guess) or (not answers and self._hopeless(watch.survival, watch.place)))
+            return watch is not None and (watch(guess) or (ahead and self._hopeless(watch.survival, watch.place)))
 
         return stop
 
-    async def _send_some(self, stream: ClientStream) -> None:
-        """After guessing: the draft of a ROUND is sent once it is full, what is ahead as it has gathered."""
-        if self._unanswered:
-            if self._wanted() <= 0:
-                await self._send_rest(stream)
-        elif self._clock() - self._sent_at >= COALESCE_SECONDS:
-            await self._send_rest(stream)
+    def _gathered(self) -> Draft | None:
+        """What to send after guessing: the draft of a ROUND once it is full, what is ahead as it has gathered."""
+        enough = self._wanted() <= 0 if self._unanswered else self._clock() - self._sent_at >= COALESCE_SECONDS
+        return self._rest() if enough else None
 
-    async def _send_rest(self, stream: ClientStream) -> None:
-        """Send what was not sent yet; in ROUND with the word that no more will come, once per round, unless the verifier had
-        all of the round before and has not waited. In STREAM nothing of a branch that will hardly be of use, nor before it
-        reaches beyond what the verifier will have written by then: each message takes the verifier's time."""
+    def _rest(self) -> Draft | None:
+        """What was not sent yet, to be sent now; in ROUND with the word that no more will come, once per round, unless the
+        verifier had all of the round before and has not waited. In STREAM nothing of a branch that will hardly be of use, nor
+        before it reaches beyond what the verifier will have written by then: each message takes the verifier's time."""
         branch, grant = self._branch, self._grant
         mode, sent, ahead = grant.mode, branch.sent, len(branch.ahead)
         if mode is ALONE:
-            return
+            return None
         unanswered = mode is ROUND and self._answered != branch.known
         if not unanswered and sent == ahead:
-            return
+            return None
         if mode is STREAM:
             overtaken = not sent and ahead < self._pace.behind
             if overtaken or self._when_of_use(branch.survival, ahead) < LEAST_AHEAD:
-                return
+                return None
         last = unanswered and (sent < grant.length or not grant.length)
         position, guesses = branch.unsent()
         if mode is ROUND:  # all that waits there when a round begins is its draft
@@ -435,28 +435,19 @@ class DraftingSession:
             self._drafted = min(sent + count, grant.length)
             self._stopped = ahead < self._length and self._enough()
         if not count and not last:
-            return
-        alternatives = self._alternatives(count)
+            return None
+        alternatives = self._alternatives(count) if self._trees else ()
         q = None if self._matches else tuple(guess.q for guess in guesses if guess.q is not None)
         branch.sent += count
         self._sent_at = now
-        await stream.send(
-            Draft(
-                position=position,
-                tokens=tuple(branch.belief[position : position + count]),
-                confirmed=branch.known,
-                last=last,
-                q=q or None,
-                draft_seconds=self._take_spent(),
-                survival=self._survival(guesses),
-                alternatives=alternatives,
-            )
-        )
+        spent, self._spent = self._spent, 0.0
+        tokens, survival = tuple(branch.belief[position : position + count]), self._survival(guesses)
+        return made(Draft, (position, tokens, branch.known, last, q or None, spent, survival, alternatives))
 
     def _alternatives(self, count: int) -> tuple[Alternative, ...]:
         """Second guesses that go with the first `count` guesses that were not sent yet."""
         branch, grant = self._branch, self._grant
-        if not self._trees or not grant.alternatives or not count:
+        if not grant.alternatives or not count:
             return ()
         ahead = branch.ahead[: branch.sent + count]
         places = worth_sending(ahead, branch.sent, grant.alternatives, grant.token_cost)
@@ -470,7 +461,3 @@ class DraftingSession:
         if self._early is None or not guesses:
             return None
         return tuple(accumulate([guess.chance for guess in guesses], mul))
-
-    def _take_spent(self) -> float:
-        spent, self._spent = self._spent, 0.0
-        return spent

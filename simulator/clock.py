@@ -9,11 +9,11 @@ timers are compared as tuples.
 from __future__ import annotations
 
 import asyncio
-import heapq
 import selectors
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextvars import Context, copy_context
+from heapq import heapify, heappop, heappush
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -29,42 +29,29 @@ BARE = Context()
 """For callbacks that look at no context variable: nothing to copy."""
 
 
-class _Call:
-    """A callback that waits for its turn; what asyncio calls a handle."""
+class _Call(list[Any]):
+    """A callback that waits for its turn, its arguments and its context; what asyncio calls a handle. A list, since making an
+    object of a class of one's own takes three times as long. Cancelled, it is `_nothing` that is called."""
 
-    __slots__ = ("args", "callback", "context")
-
-    def __init__(self, callback: Callable[..., object], args: tuple[Any, ...], context: Context) -> None:
-        self.callback = callback
-        self.args = args
-        self.context = context
+    __slots__ = ()
 
     def cancel(self) -> None:
-        self.callback, self.args = _nothing, ()
+        self[0], self[1] = _nothing, ()
 
     def cancelled(self) -> bool:
-        return self.callback is _nothing
+        return self[0] is _nothing
 
 
 class _Timer(_Call):
-    """One that waits for its moment first."""
+    """One that waits for its moment first. Behind those of a call, the loop in whose heap it is; None once it is not."""
 
-    __slots__ = ("_loop", "waits")
-
-    def __init__(
-        self, callback: Callable[..., object], args: tuple[Any, ...], context: Context, loop: VirtualLoop
-    ) -> None:
-        self.callback = callback
-        self.args = args
-        self.context = context
-        self.waits = True
-        """It is in the loop's heap."""
-        self._loop = loop
+    __slots__ = ()
 
     def cancel(self) -> None:
-        if self.callback is not _nothing:
-            self.callback, self.args = _nothing, ()
-            self._loop.timers_cancelled += self.waits
+        if self[0] is not _nothing:
+            self[0], self[1] = _nothing, ()
+            if self[3] is not None:
+                self[3].timers_cancelled += 1
 
 
 def _nothing() -> None:
@@ -79,8 +66,13 @@ def wake(future: asyncio.Future[None]) -> None:
 
 def sleep(seconds: float) -> Awaitable[None]:
     """asyncio.sleep, in less time on this loop."""
+    return sleeper()(seconds)
+
+
+def sleeper() -> Callable[[float], Awaitable[None]]:
+    """The running loop's `sleep`, for who needs it often."""
     loop = asyncio.get_running_loop()
-    return loop.nap(seconds) if isinstance(loop, VirtualLoop) else asyncio.sleep(seconds)
+    return loop.nap if isinstance(loop, VirtualLoop) else asyncio.sleep
 
 
 class NoFiles(selectors.BaseSelector):
@@ -107,10 +99,15 @@ class NoFiles(selectors.BaseSelector):
 class VirtualLoop(asyncio.SelectorEventLoop):
     """Its time begins at 0 and passes only when nothing is left to run."""
 
+    get_debug = staticmethod(bool)
+    """No. Asked for every future, by C code, from which a function in Python costs more than the rest of a future."""
+
     def __init__(self) -> None:
-        self._now = 0.0
-        self._due: deque[_Call] = deque()
-        self._timers: list[tuple[float, int, _Timer]] = []
+        self.now = 0.0
+        """What `time` tells."""
+        self._due: deque[Sequence[Any]] = deque()
+        """Calls, and tuples of the same form without a context: a function, and what it is called with."""
+        self._timers: list[tuple[float, int, Sequence[Any]]] = []
         self._asked = 0
         self.timers_cancelled = 0
         """Cancelled timers that are still in the heap."""
@@ -119,12 +116,12 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         super().__init__(NoFiles())
 
     def time(self) -> float:
-        return self._now
+        return self.now
 
     def call_soon(  # type: ignore[override]
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> _Call:
-        call = _Call(callback, args, context if context is not None else copy_context())
+        call = _Call((callback, args, context if context is not None else copy_context(), None))
         self._due.append(call)
         return call
 
@@ -136,20 +133,26 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def call_later(  # type: ignore[override]
         self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> _Timer:
-        return self.call_at(self._now + delay, callback, *args, context=context)
+        return self.call_at(self.now + delay, callback, *args, context=context)
 
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> _Timer:
-        call = _Timer(callback, args, context if context is not None else copy_context(), self)
+        call = _Timer((callback, args, context if context is not None else copy_context(), self))
         self._asked += 1
-        heapq.heappush(self._timers, (when, self._asked, call))
+        heappush(self._timers, (when, self._asked, call))
         return call
+
+    def at(self, when: float, callback: Callable[[Any], object], what: Any) -> None:
+        """Call it then; as call_at, for what is never cancelled and looks at no context variable."""
+        self._asked += 1
+        heappush(self._timers, (when, self._asked, (callback, what, None, None)))
 
     def nap(self, seconds: float) -> asyncio.Future[None]:
         """As asyncio.sleep, with less around it: await it at once."""
         future: asyncio.Future[None] = self.create_future()
-        self.call_at(self._now + seconds, wake, future, context=BARE)
+        self._asked += 1
+        heappush(self._timers, (self.now + seconds, self._asked, (wake, future, None, None)))
         return future
 
     def _run_once(self) -> None:
@@ -160,36 +163,37 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         count, next_one = len(due), due.popleft
         self.events += count
         for _ in range(count):
-            call = next_one()
+            callback, what, context, _ = next_one()
             try:
-                if call.context is BARE:
-                    call.callback(*call.args)
+                if context is None:
+                    callback(what)
                 else:
-                    call.context.run(call.callback, *call.args)
+                    context.run(callback, *what)
             except (SystemExit, KeyboardInterrupt):
                 raise
             except BaseException as error:  # noqa: BLE001 (as asyncio's own loop does)
-                self.call_exception_handler({"message": f"exception in {call.callback!r}", "exception": error})
+                self.call_exception_handler({"message": f"exception in {callback!r}", "exception": error})
 
     def _advance(self) -> None:
         """Let time pass until the next timer, and take in all timers of that moment."""
-        timers, take = self._timers, heapq.heappop
+        timers = self._timers
         if self.timers_cancelled > COMPACT_AT and 2 * self.timers_cancelled > len(timers):
-            timers[:] = [entry for entry in timers if entry[2].callback is not _nothing]
-            heapq.heapify(timers)
+            timers[:] = [entry for entry in timers if entry[2][0] is not _nothing]
+            heapify(timers)
             self.timers_cancelled = 0
-        while timers and timers[0][2].callback is _nothing:
-            take(timers)
+        while timers and timers[0][2][0] is _nothing:
+            heappop(timers)
             self.timers_cancelled -= 1
         if not timers:
             raise Stalled("everybody waits, and no timer is set")
-        now = self._now = max(self._now, timers[0][0])
+        now = self.now = max(self.now, timers[0][0])
         while timers and timers[0][0] <= now:
-            call = take(timers)[2]
-            if call.callback is _nothing:
+            call = heappop(timers)[2]
+            if call[0] is _nothing:
                 self.timers_cancelled -= 1
             else:
-                call.waits = False
+                if type(call) is _Timer:
+                    call[3] = None
                 self._due.append(call)
 
 

@@ -65,8 +65,8 @@ class Drift:
         self._changes = [change for _, change in tier.drift]
 
     @property
-    def of_time(self) -> Callable[[float], float]:
-        return self if self._times else lambda now: self.base
+    def of_time(self) -> Callable[[float], float] | float:
+        return self if self._times else float(self.base)
 
     def __call__(self, now: float) -> float:
         if not self._times:

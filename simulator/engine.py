@@ -10,6 +10,7 @@ from scheduler.step_time import StepShape
 from simulator.clock import sleep
 from simulator.pages import Held, PagePool
 from simulator.text import ID_BYTES, TOKENS, VOCABULARY, follow
+from specfleet.core.records import made
 from specfleet.core.step import PAGE_SIZE, Alternative, StepItem, StepResult
 
 
@@ -24,6 +25,8 @@ StepSeconds = Callable[[BatchShape], float]
 Work = Callable[[float], Awaitable[None]]
 """Waits while so many seconds of work are done."""
 NOTHING = StepResult()
+NO_MORE = NOTHING[2:]
+"""Of a result, what is behind its tokens."""
 
 
 class _Sequence:
@@ -132,4 +135,4 @@ class ModelledEngine:
             return StepResult(len(accepted), (*accepted, token, TOKENS[own.state % VOCABULARY]), alternative=True)
         text.extend(accepted)
         own.state = state
-        return StepResult(len(accepted), (*accepted, token))
+        return made(StepResult, (len(accepted), (*accepted, token), *NO_MORE))

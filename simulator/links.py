@@ -8,7 +8,7 @@ import random
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
-from simulator.clock import BARE
+from simulator.clock import VirtualLoop
 from simulator.host import EventLoop
 from simulator.sizes import size
 from specfleet.core.errors import ConnectionError_, SpecfleetError
@@ -59,18 +59,9 @@ class Way:
 class Pipe:
     """One direction of one stream: messages arrive in order."""
 
-    __slots__ = ("_arrived", "_broken", "_last", "_loop", "_receiver", "_sender", "_way", "get")
+    __slots__ = ("_arrived", "_broken", "_last", "_loop", "_way", "get")
 
-    def __init__(
-        self,
-        way: Way,
-        loop: asyncio.AbstractEventLoop,
-        sender: EventLoop | None = None,
-        receiver: EventLoop | None = None,
-    ) -> None:
-        """`sender`, `receiver`: whose time its messages take, where that is modelled."""
-        self._sender = sender
-        self._receiver = receiver
+    def __init__(self, way: Way, loop: VirtualLoop) -> None:
         self._way = way
         self._loop = loop
         self._arrived: Mailbox[Any] = Mailbox()
@@ -80,17 +71,12 @@ class Pipe:
         """The next message. One reader at a time."""
 
     def put(self, message: Any, count: int) -> None:
-        if self._sender is None:
-            self._send(message, count)
-        else:
-            self._sender.handle(self._send, message, count)
-
-    def _send(self, message: Any, count: int) -> None:
-        at = self._way.arrival(self._loop.time(), count)
+        """Send a message of so many bytes."""
+        at = self._way.arrival(self._loop.now, count)
         if at > self._last:
             self._last = at
         # What is due at one moment comes in the order in which it was asked for.
-        self._loop.call_at(self._last, self._arrive, message, context=BARE)
+        self._loop.at(self._last, self._arrive, message)
 
     def fail(self, message: Any) -> None:
         """The reader's end has found out that the way is broken: it is told so now, and nothing else arrives."""
@@ -98,14 +84,35 @@ class Pipe:
         self._arrived.put(message)
 
     def _arrive(self, message: Any) -> None:
-        if self._receiver is None:
-            self._deliver(message)
-        else:
-            self._receiver.handle(self._deliver, message)
-
-    def _deliver(self, message: Any) -> None:
         if not self._broken:
             self._arrived.put(message)
+
+
+class PipeBetween(Pipe):
+    """One whose ends' time its messages take, where that is modelled."""
+
+    __slots__ = ("_receiver", "_sender")
+
+    def __init__(self, way: Way, loop: VirtualLoop, sender: EventLoop | None, receiver: EventLoop | None) -> None:
+        super().__init__(way, loop)
+        self._sender = sender
+        self._receiver = receiver
+
+    def put(self, message: Any, count: int) -> None:
+        if self._sender is None:
+            super().put(message, count)
+        else:
+            self._sender.handle(super().put, message, count)
+
+    def _arrive(self, message: Any) -> None:
+        if self._receiver is None:
+            super()._arrive(message)
+        else:
+            self._receiver.handle(super()._arrive, message)
+
+
+def _pipe(way: Way, loop: VirtualLoop, sender: EventLoop | None, receiver: EventLoop | None) -> Pipe:
+    return Pipe(way, loop) if sender is None is receiver else PipeBetween(way, loop, sender, receiver)
 
 
 class Link:
@@ -116,12 +123,13 @@ class Link:
     def __init__(self, site: Site, identity: str, up: Way, down: Way, own: EventLoop | None = None) -> None:
         """`own`: the drafter's, where its time is modelled."""
         loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
         self.sent = 0
         """Drafted tokens."""
         self._site = site
         self._identity = identity
-        self._up = Pipe(up, loop, own, site.event_loop)
-        self._down = Pipe(down, loop, site.event_loop, own)
+        self._up = _pipe(up, loop, own, site.event_loop)
+        self._down = _pipe(down, loop, site.event_loop, own)
         self._serving: asyncio.Task[None] | None = None
 
     @property
@@ -138,11 +146,8 @@ class Link:
             self.sent += len(message.tokens)
         self._up.put(message, size(message))
 
-    async def receive(self) -> VerifyResponse | None:
-        message: VerifyResponse | SpecfleetError | None = await self._down.get()
-        if isinstance(message, SpecfleetError):
-            raise message
-        return message
+    def receive(self) -> Coroutine[Any, Any, VerifyResponse | None]:
+        return self._down.get()
 
     def cancel(self) -> None:
         if self._serving is not None:

@@ -132,7 +132,7 @@ class _Run:
         self._tally = Tally()
         self._rows: list[Row] = []
         self._sink = Both((_Collect(self._rows), *sinks))
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._issued = 0
         self._failure: asyncio.Future[None]
         """Set by whatever goes wrong anywhere."""
@@ -253,23 +253,23 @@ class _Run:
             request = self._requests.next(at, next(rows, None), tiers[device.tier])
             self._start(self._serve(device, picks[device.number], request, at))
 
-    async def _serve(self, device: Device, pick: Callable[[], Site], request: Request, at: float) -> None:
+    def _serve(self, device: Device, pick: Callable[[], Site], request: Request, at: float) -> Coroutine[Any, Any, Row]:
         self._issued += 1
         prompt = self._requests.prompt(request)
-        await device.serve(request, prompt, pick, self._config.workload.retries, at)
+        return device.serve(request, prompt, pick, self._config.workload.retries, at)
 
-    def _start(self, what: Coroutine[Any, Any, None]) -> None:
+    def _start(self, what: Coroutine[Any, Any, object]) -> None:
         task = asyncio.create_task(what)
         self._tasks.add(task)
         task.add_done_callback(self._done)
 
-    def _done(self, task: asyncio.Task[None]) -> None:
+    def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         self._failed(task)
         if not self._tasks and not self._ended.done():
             self._ended.set_result(None)
 
-    def _failed(self, task: asyncio.Task[None]) -> None:
+    def _failed(self, task: asyncio.Task[Any]) -> None:
         """A bug anywhere ends the run."""
         error = None if task.cancelled() else task.exception()
         if error is not None and not self._failure.done():

@@ -4,6 +4,8 @@ TLS and TCP are left out. Ids are those of a vocabulary beyond 16,384, as of tod
 
 from __future__ import annotations
 
+from functools import cache
+
 from specfleet.core.protocol import Draft, Open, Opened, Verdict, VerifyRequest, VerifyResponse
 
 FRAME = 5 + 9
@@ -32,6 +34,11 @@ def size(message: VerifyRequest | VerifyResponse) -> int:
         body = _packed(len(message.prompt)) + _packed(len(message.output)) + OPEN
     else:
         body = OPENED if isinstance(message, Opened) else SMALL
+    return _framed(body)
+
+
+@cache
+def _framed(body: int) -> int:
     return body + 1 + varint(body) + FRAME
 
 
@@ -40,18 +47,13 @@ def varint(number: int) -> int:
     return 1 if number < 128 else 2 if number < 16384 else 3 if number < 2097152 else 4
 
 
+@cache
 def _number(value: int) -> int:
     """A field with a number; zeros are not sent."""
     return 0 if not value else 2 if value < 128 else 3 if value < 16384 else 1 + varint(value)
 
 
-def _ids(count: int) -> int:
-    return 1 + varint(ID * count) + ID * count if count else 0
-
-
-IDS = tuple(map(_ids, range(64)))
-
-
+@cache
 def _packed(count: int) -> int:
     """A field with so many ids."""
-    return IDS[count] if count < len(IDS) else _ids(count)
+    return 1 + varint(ID * count) + ID * count if count else 0

@@ -10,15 +10,20 @@ from typing import Any
 
 from drafter.speculators import Guess
 from scheduler.draft_time import DraftProfile
-from simulator.clock import sleep
+from simulator.clock import sleeper
 from simulator.host import EventLoop
 from simulator.recorded import Recorded
 from simulator.text import TOKENS, VOCABULARY, Truth
 from simulator.together import DraftEngine
+from specfleet.core.records import made
 from specfleet.core.step import Confidence, StepResult, Stop
 from specfleet.core.types import SamplingParams
 
 GUESSES = tuple(Guess(token) for token in TOKENS)
+NOT_SURE = Guess(0)[3:]
+"""Of a guess, what is behind its confidence."""
+NOTHING_ELSE = StepResult()[6:]
+"""Of a step's result, what is behind its confidence."""
 LONGEST_BRANCH = 64
 """Guesses beyond the confirmed text that a drafter may have; more than any policy grants, and than a verifier keeps."""
 OTHERS = 5
@@ -37,7 +42,7 @@ def confident(rate: float, right: bool, distance: float, rng: random.Random) -> 
     log_chosen, log_rest = math.log(chosen), math.log(rest)
     entropy = -chosen * log_chosen - (1.0 - chosen) * log_rest
     spread = abs(log_chosen - log_rest) * math.sqrt(chosen * (1.0 - chosen))
-    return Confidence(chosen, entropy, chosen - rest, spread)
+    return made(Confidence, (chosen, entropy, chosen - rest, spread, None, 0.0))
 
 
 class ModelledSpeculator:
@@ -56,6 +61,7 @@ class ModelledSpeculator:
         "machine",
         "rng",
         "seconds",
+        "sleep",
         "threads",
         "together",
     )
@@ -65,7 +71,7 @@ class ModelledSpeculator:
 
     def __init__(
         self,
-        acceptance: Callable[[float], float],
+        acceptance: Callable[[float], float] | float,
         draft_seconds: float,
         rng: random.Random,
         *,
@@ -76,10 +82,10 @@ class ModelledSpeculator:
         daemon: EventLoop | None = None,
         threads: float = 1.0,
     ) -> None:
-        """`acceptance` by time: the chance that a guess is right, given that those before it are. `shared`: more than one
-        generation at a time may draft here. `cold_start`: seconds that the first draft of all takes longer. `together`:
-        seconds per token by how many draft at once, instead of `draft_seconds`. `confidence`: see Tier. `daemon`: the
-        drafter's, on a machine that others share; the model then computes on so many `threads` of it."""
+        """`acceptance`, or what it is by time: the chance that a guess is right, given that those before it are. `shared`:
+        more than one generation at a time may draft here. `cold_start`: seconds that the first draft of all takes longer.
+        `together`: seconds per token by how many draft at once, instead of `draft_seconds`. `confidence`: see Tier. `daemon`:
+        the drafter's, on a machine that others share; the model then computes on so many `threads` of it."""
         self.acceptance = acceptance
         self.draft_seconds = draft_seconds
         self.rng = rng
@@ -97,14 +103,20 @@ class ModelledSpeculator:
         self.active = 0
         """Generations that draft just now."""
         self.clock = asyncio.get_running_loop().time
+        self.sleep = sleeper()
 
     def work(self, seconds: float) -> Awaitable[None]:
         """Lets them pass."""
-        return sleep(seconds) if self.daemon is None else self.daemon.called(seconds, self.threads)
+        return self.sleep(seconds) if self.daemon is None else self.daemon.called(seconds, self.threads)
+
+    def rate(self) -> float:
+        """Its acceptance now."""
+        rate = self.acceptance
+        return rate if isinstance(rate, float) else rate(self.clock())
 
     def run(self, count: int) -> int:
         """How many of the next `count` guesses are right before the first that is not: one draw for all of them."""
-        rate, chance = self.acceptance(self.clock()), self.rng.random()
+        rate, chance = self.rate(), self.rng.random()
         if count == 1 or not 0.0 < rate < 1.0:
             return count if chance < rate else 0
         return min(count, int(math.log(1.0 - chance) / math.log(rate)))
@@ -146,54 +158,14 @@ class ModelledDrafting:
             return await self._made(text, count, stop)
 
     async def _made(self, text: Sequence[int], count: int, stop: Stop | None) -> list[Guess]:
-        guesses = self._guesses(text, count)
-        if self._speculator.confidence is not None:
+        """Guesses, after the machine's time for them. Whoever leaves in the middle has drafted what was finished by then."""
+        own, guesses = self._speculator, self._guesses(text, count)
+        if own.confidence is not None:
             guesses = self._confident(guesses, text, stop)
-        await self._work(len(guesses))
-        return guesses
-
-    def _guesses(self, text: Sequence[int], count: int) -> list[Guess]:
-        """What it will say, right up to a point that chance decides."""
-        truth = self._truth
-        if truth is None:
-            truth = self._truth = Truth(text)  # nothing was guessed yet, so all of it is confirmed
-        end = len(text)
-        start = max(truth.start, end - LONGEST_BRANCH)
-        tokens = truth.between(start, end + count)
-        behind = end - start
-        if list(text[start:]) != tokens[:behind]:
-            return [GUESSES[(token + UNREAL) % VOCABULARY] for token in tokens[behind:]]
-        recorded = self._recorded
-        right = self._speculator.run(count) if recorded is None else recorded.run(end - truth.start, count)
-        guesses = [GUESSES[token] for token in tokens[behind : behind + right]]
-        if right < count:
-            guesses.append(GUESSES[(tokens[behind + right] + 1) % VOCABULARY])
-            guesses += [GUESSES[(token + UNREAL) % VOCABULARY] for token in tokens[behind + right + 1 :]]
-        return guesses
-
-    def _confident(self, guesses: list[Guess], text: Sequence[int], stop: Stop | None) -> list[Guess]:
-        """The same with confidences, up to the one behind which `stop` wants no more. Behind a wrong guess a draft model is as
-        sure of itself as anywhere: what it says next is likely after what it said."""
-        own, truth = self._speculator, self._truth
-        assert truth is not None and own.confidence is not None
-        rate, distance, rng, end = own.acceptance(own.clock()), own.confidence, own.rng, len(text)
-        sure: list[Guess] = []
-        for guess, token in zip(guesses, truth.between(end, end + len(guesses)), strict=True):
-            said = guess.token
-            unreal = said == (token + UNREAL) % VOCABULARY
-            confidence = confident(rate, rng.random() < rate if unreal else said == token, distance, rng)
-            sure.append(Guess(said, None, confidence))
-            if stop is not None and stop(StepResult(0, (said,), confidence=confidence)):
-                break
-        return sure
-
-    async def _work(self, tokens: int) -> None:
-        """The machine's time for so many tokens. Whoever leaves in the middle has drafted what was finished by then."""
-        own = self._speculator
-        warming, own.cold_start = own.cold_start, 0.0
+        tokens, warming, own.cold_start = len(guesses), own.cold_start, 0.0
         if own.engine is not None:
             await self._work_together(own.engine, tokens, warming)
-            return
+            return guesses
         own.active += 1
         # Who joins or leaves meanwhile is not looked at: drafts are short, and that evens out.
         each = own.draft_seconds if own.together is None else own.together.at(own.active)
@@ -210,6 +182,45 @@ class ModelledDrafting:
             own.active -= 1
         own.seconds += seconds
         self.drafted += tokens
+        return guesses
+
+    def _guesses(self, text: Sequence[int], count: int) -> list[Guess]:
+        """What it will say, right up to a point that chance decides."""
+        truth = self._truth
+        if truth is None:
+            truth = self._truth = Truth(text)  # nothing was guessed yet, so all of it is confirmed
+        end = len(text)
+        start = max(truth.start, end - LONGEST_BRANCH)
+        tokens = truth.between(start, end + count)
+        behind = end - start
+        if list(text[start:]) != tokens[:behind]:
+            return [GUESSES[(token + UNREAL) % VOCABULARY] for token in tokens[behind:]]
+        recorded = self._recorded
+        right = self._speculator.run(count) if recorded is None else recorded.run(end - truth.start, count)
+        if count == 1:
+            return [GUESSES[(tokens[behind] + 1 - right) % VOCABULARY]]
+        guesses = [GUESSES[token] for token in tokens[behind : behind + right]]
+        if right < count:
+            guesses.append(GUESSES[(tokens[behind + right] + 1) % VOCABULARY])
+            guesses += [GUESSES[(token + UNREAL) % VOCABULARY] for token in tokens[behind + right + 1 :]]
+        return guesses
+
+    def _confident(self, guesses: list[Guess], text: Sequence[int], stop: Stop | None) -> list[Guess]:
+        """The same with confidences, up to the one behind which `stop` wants no more. Behind a wrong guess a draft model is as
+        sure of itself as anywhere: what it says next is likely after what it said."""
+        own, truth = self._speculator, self._truth
+        assert truth is not None and own.confidence is not None
+        rate, distance, rng, end = own.rate(), own.confidence, own.rng, len(text)
+        sure: list[Guess] = []
+        tokens = truth.between(end, end + len(guesses))
+        for place, guess in enumerate(guesses):
+            said, token = guess.token, tokens[place]
+            unreal = said == (token + UNREAL) % VOCABULARY
+            confidence = confident(rate, rng.random() < rate if unreal else said == token, distance, rng)
+            sure.append(made(Guess, (said, None, confidence, *NOT_SURE)))
+            if stop is not None and stop(made(StepResult, (0, (said,), None, None, 0, confidence, *NOTHING_ELSE))):
+                break
+        return sure
 
     async def _work_together(self, engine: DraftEngine, tokens: int, warming: float) -> None:
         own = self._speculator
@@ -229,7 +240,7 @@ class ModelledDrafting:
             async with own.machine:
                 await own.work(own.draft_seconds)
         own.seconds += own.draft_seconds
-        rate = own.acceptance(own.clock())
+        rate = own.rate()
         return sum(own.rng.random() < rate for _ in range(count))
 
     def close(self) -> None:

@@ -84,5 +84,5 @@ class Watch(Silent):
 
     def verdict(self, service_class: str, verdict: Verdict, wait: float) -> None:
         self.committed += len(verdict.tokens)
-        self.verified += verdict.verified
-        self.accepted += verdict.right
+        self.verified += verdict.drafted + verdict.alternatives
+        self.accepted += verdict.accepted + verdict.alternative_accepted

@@ -17,6 +17,7 @@ from specfleet.core.clock import Clock
 from specfleet.core.errors import InternalError, SpecfleetError, StreamInterrupted, Unavailable
 from specfleet.core.mailbox import Signal
 from specfleet.core.protocol import Draft, Finished, Shadow, Verdict
+from specfleet.core.records import made
 from specfleet.core.step import Engine, StepItem, StepResult
 from specfleet.core.trace import Phase, Tracer
 from specfleet.core.types import FinishReason, Grant, Mode, ServiceClass
@@ -197,8 +198,10 @@ class BatchLoop:
         feed = session.tokens[session.computed : session.computed + planned.feed]
         draft, q = session.take_draft(planned.draft)
         beside = session.take_alternatives(len(draft), planned.alternatives) if planned.alternatives else ()
-        return StepItem(
-            session.number, feed + draft, session.sampling, len(draft), planned.sample, q, alternatives=beside
+        number, sampling = session.number, session.sampling
+        return made(
+            StepItem,
+            (number, feed + draft, sampling, len(draft), planned.sample, q, False, False, False, False, beside),
         )
 
     def _commit(
@@ -221,7 +224,8 @@ class BatchLoop:
             else:
                 session.computed += planned.feed
             left, others = session.pending, session.alternatives
-            outcomes.append(ItemOutcome(number, planned.feed, drafted, accepted, committed, left, beside, others))
+            outcome = (number, planned.feed, drafted, accepted, committed, left, beside, others)
+            outcomes.append(made(ItemOutcome, outcome))
         now = start + seconds
         shape = plan.shape if len(done) == len(plan.items) else None
         grants = self._scheduler.commit(Outcome(tuple(outcomes), seconds, shape), now)

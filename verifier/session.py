@@ -18,19 +18,16 @@ from itertools import accumulate
 from operator import mul
 from typing import NamedTuple
 
-from specfleet.core.errors import InvalidRequest, PositionGap, SpecfleetError
+from specfleet.core.errors import InvalidRequest, PositionGap
 from specfleet.core.mailbox import Mailbox
 from specfleet.core.protocol import Draft, Finished, Open, Verdict
+from specfleet.core.records import made
 from specfleet.core.sequences import agreeing
 from specfleet.core.step import Alternative, DraftDistribution, StepResult
-from specfleet.core.types import BEST_EFFORT, FinishReason, Grant, Mode, SamplingParams, ServiceClass, Usage
+from specfleet.core.types import BEST_EFFORT, LOCAL, FinishReason, Grant, Mode, SamplingParams, ServiceClass, Usage
 
 MAX_PENDING = 64
 """Most drafted tokens kept waiting for one session; fewer near its end, where the last token is the target's own."""
-
-
-UNDECIDED = {mode: Grant(mode) for mode in Mode}
-"""Of a verdict whose grant is yet to be set."""
 
 
 class Offered(NamedTuple):
@@ -111,7 +108,8 @@ class Session:
         self.mode = Mode.LOCAL
         """Mode of the grant in force."""
         self.opened: asyncio.Future[Grant] = asyncio.get_running_loop().create_future()
-        self.outbox: Mailbox[Verdict | Finished | SpecfleetError] = Mailbox()
+        self.outbox: Mailbox[Verdict | Finished] = Mailbox()
+        """What its owner is told next, or what ends it."""
         self.sending_since = 0.0
         """When the message that its stream has yet to take was begun; 0 while there is none."""
         self.finished: FinishReason | None = None
@@ -198,7 +196,7 @@ class Session:
         # said it holds until the next verdict: a repeated message takes nothing back.
         if draft.last and (pending or draft.confirmed >= len(self.tokens)):
             self._complete = True
-        return Offered(max(0, pending - before), stale)
+        return made(Offered, (pending - before if pending > before else 0, stale))
 
     def abandon(self) -> int:
         """Nothing of it will be verified any more; returns how many guesses waited, and how many were dropped as stale and
@@ -214,7 +212,8 @@ class Session:
     def take_draft(self, count: int) -> tuple[list[int], list[DraftDistribution] | None]:
         """The first `count` waiting tokens, for a step. They stay until `commit` says what became of them."""
         q = None if self._matches else self._pending_q[:count]
-        self._left = max(0, self.pending - count)
+        left = len(self._pending) - count
+        self._left = left if left > 0 else 0
         return self._pending[:count], q
 
     def take_alternatives(self, count: int, most: int) -> list[Alternative]:
@@ -252,12 +251,13 @@ class Session:
         likeliest = None if result.top_logprobs is None else result.top_logprobs[: len(committed)]
         beside = result.alternative and len(committed) > accepted
         mode = self.mode
-        return Verdict(
+        undecided = LOCAL  # the grant
+        told = (
             position,
             committed,
             drafted,
             accepted,
-            UNDECIDED[mode],
+            undecided,
             mode,
             logprobs,
             trimmed,
@@ -265,6 +265,7 @@ class Session:
             beside,
             likeliest,
         )
+        return made(Verdict, told)
 
     def _until_end(self, tokens: tuple[int, ...]) -> tuple[int, ...]:
         room = max(1, self._last - len(self.tokens))
@@ -370,4 +371,8 @@ def _conditional(draft: Draft) -> list[float]:
     """The chance of each drafted token, given that those before it are accepted: ratios of neighbouring survivals."""
     if draft.survival is None:
         return [1.0] * len(draft.tokens)
-    return [s / before if before else 0.0 for s, before in zip(draft.survival, (1.0, *draft.survival), strict=False)]
+    found, before = [], 1.0
+    for survival in draft.survival:
+        found.append(survival / before if before else 0.0)
+        before = survival
+    return found

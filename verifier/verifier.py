@@ -141,7 +141,7 @@ class Verifier:
             yield await self._opened(session)
             finished = False
             while not finished:
-                message = await self._next(session)
+                message = await session.outbox.get()
                 finished = isinstance(message, Finished)
                 yield message
         finally:
@@ -157,9 +157,8 @@ class Verifier:
                         self._check_tokens("alternatives", tuple(one.token for one in message.alternatives))
                     for q in message.q or ():
                         self._check_tokens("distributions", q.token_ids)
-                    spent = self._reported("draft_seconds", message.draft_seconds)
-                    if spent != message.draft_seconds:
-                        message = message._replace(draft_seconds=spent)
+                    if not math.isfinite(message.draft_seconds):
+                        message = message._replace(draft_seconds=self._reported("draft_seconds", message.draft_seconds))
                     self._loop.offer(session, message)
                 case Close():
                     return
@@ -177,7 +176,7 @@ class Verifier:
         lane, now = f"session {session.number}", asyncio.get_running_loop().time
         finished = False
         while not finished:
-            message = await self._next(session)
+            message = await session.outbox.get()
             finished = isinstance(message, Finished)
             if self._tracer is not None and isinstance(message, Verdict):
                 self._traced(self._tracer, message, lane)
@@ -205,14 +204,6 @@ class Verifier:
             verifier=self._name,
             waited_seconds=self._loop.waited(session),
         )
-
-    @staticmethod
-    async def _next(session: Session) -> Verdict | Finished:
-        """What its owner is told next. Raises what ends it."""
-        message = await session.outbox.get()
-        if isinstance(message, SpecfleetError):
-            raise message
-        return message
 
     def _admitted(self, opening: Open, identity: str, *, checked: bool) -> Session:
         """A session for `opening`, or the typed refusal. `checked`: the caller is another process, so compare vocabularies."""

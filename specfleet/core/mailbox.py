@@ -39,12 +39,14 @@ class Signal:
 
 
 class Mailbox(Generic[T]):
-    """An unbounded queue with one reader. A reader that is cancelled leaves what had come in the box."""
+    """An unbounded queue with one reader. An error in it is raised when its turn comes. A reader that is cancelled leaves what
+    had come in the box."""
 
     __slots__ = ("_items", "_loop", "_waiter")
 
     def __init__(self) -> None:
-        self._items: list[T] = []  # hardly ever more than one: a deque takes half a kilobyte, which thousands feel
+        # Hardly ever more than one: a deque takes half a kilobyte, which thousands feel.
+        self._items: list[T | Exception] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiter: asyncio.Future[None] | None = None
 
@@ -52,18 +54,21 @@ class Mailbox(Generic[T]):
         """Items that wait to be taken."""
         return len(self._items)
 
-    def put(self, item: T) -> None:
+    def put(self, item: T | Exception) -> None:
         self._items.append(item)
         waiter = self._waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
     async def get(self) -> T:
-        """The next item, in the order in which they were put."""
+        """The next item, in the order in which they were put. Raises it where it is an error."""
         items = self._items
         while not items:
             if self._loop is None:
                 self._loop = asyncio.get_running_loop()
             self._waiter = self._loop.create_future()
             await self._waiter
-        return items.pop(0)
+        item = items.pop(0)
+        if isinstance(item, Exception):
+            raise item
+        return item

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from specfleet.core.records import made
 from specfleet.core.step import Alternative, DraftDistribution
 from specfleet.core.types import (
     PROTOCOL_VERSION,
@@ -105,7 +106,7 @@ class Verdict(NamedTuple):
 
     def granted(self, grant: Grant) -> Verdict:
         """The same with this grant."""
-        return Verdict._make((*self[:4], grant, *self[5:]))
+        return made(Verdict, (*self[:4], grant, *self[5:]))
 
     @property
     def verified(self) -> int:

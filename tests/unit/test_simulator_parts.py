@@ -229,6 +229,7 @@ def test_messages_keep_their_order_and_share_the_bandwidth() -> None:
 
     async def main() -> list[tuple[int, float]]:
         loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
         pipe = Pipe(Way(0.5, 0.2, 0.001, random.Random(3)), loop)
         for number in range(4):
             pipe.put(number, 125)

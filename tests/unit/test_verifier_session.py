@@ -11,7 +11,7 @@ import pytest
 from specfleet.core.errors import InvalidRequest, PositionGap
 from specfleet.core.protocol import Draft, Open
 from specfleet.core.step import DraftDistribution, StepResult
-from specfleet.core.types import FinishReason, Grant, Mode, SamplingParams, Usage
+from specfleet.core.types import LOCAL, FinishReason, Mode, SamplingParams, Usage
 from verifier.session import MAX_PENDING, Offered, Session
 
 EOS = 9
@@ -234,7 +234,7 @@ def test_a_commit_is_accepted_plus_one() -> None:
     one.mode = Mode.ROUND
     verdict = one.commit(StepResult(2, (4, 5, 8), logprobs=(-1.0, -2.0, -3.0)), 3)
     assert (3, (4, 5, 8), 3, 2) == (verdict.position, verdict.tokens, verdict.drafted, verdict.accepted)
-    assert ((-1.0, -2.0, -3.0), Mode.ROUND, Grant(Mode.ROUND)) == (verdict.logprobs, verdict.mode, verdict.grant)
+    assert ((-1.0, -2.0, -3.0), Mode.ROUND, LOCAL) == (verdict.logprobs, verdict.mode, verdict.grant)
     assert ([1, 2, 3, 4, 5, 8], 5) == (one.tokens, one.computed)
     assert [] == waiting(one)
 
