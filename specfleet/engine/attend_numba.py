@@ -1,5 +1,8 @@
 """Attention that walks block tables, in tiles that stay in registers (`products_numba` says why).
 
+It gathers no pages and pads nothing: each query reads the keys that it sees where they are. That is the way to decode and to
+verify drafts; a prompt's many queries are better off as matrix products, and go to torch (`attention.attend_walked`).
+
 The query heads that share a key head are taken up to three at a time, with four of a page's keys, and then with four vectors
 of its values. All that a query's sums depend on is the query and its places: not who else is in the step, nor which heads
 were taken together.

@@ -1,4 +1,4 @@
-"""What a layer does between its products, compiled for the processor: attention that walks block tables, norms, the gate.
+"""What a layer does between its products, compiled for the processor: norms, positions, the gate; and whole layers.
 
 For a small model on a CPU, one thread, 384 wide, microseconds a layer (torch's operations / these):
 
@@ -7,9 +7,7 @@ For a small model on a CPU, one thread, 384 wide, microseconds a layer (torch's 
     rotate, write keys, attend, 1 row     90 / 12        a context of 150 tokens
     the same, 16 sequences               460 / 170
 
-The first are one pass over memory instead of four. Attention gathers no pages and pads nothing: each query reads the keys that
-it sees where they are, so that what it finds does not depend on who else is in the step. That is the way to decode and to
-verify drafts; a prompt's many queries are better off as matrix products, and go to torch (`attention.attend_walked`).
+The first are one pass over memory instead of four. `decode` is all of it, products and attention included, for all layers.
 """
 
 from __future__ import annotations
