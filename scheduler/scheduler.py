@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from operator import attrgetter
 
 import numpy as np
@@ -13,7 +14,7 @@ from scheduler.admission import Refusal, Request, infeasible, over_quota
 from scheduler.budget import StepBudget
 from scheduler.estimators import Acceptance, AcceptancePool, Goodput, Smoothed
 from scheduler.identities import Identities, Identity, Share, jain
-from scheduler.ready import ReadyQueue
+from scheduler.ready import Ready, ReadyQueue
 from scheduler.step_time import UNPROFILED, StepProfile, StepShape, StepTimeModel
 from scheduler.types import ESTIMATE_SHARE, ROUND, ItemOutcome, Outcome, Plan, PlanItem, SessionRecord
 from scheduler.view import View
@@ -27,6 +28,8 @@ PATIENCE_STEPS = 4.0
 """And so many steps longer, for a drafter that works for others, too."""
 MAX_SHADOW = 64
 """Tokens that one shadow report may count for: it is the drafter's word only."""
+STUCK = 0.125
+"""Share of those that are ready which wait for a page, from which on a session gives its pages back for them."""
 ALTERNATIVES = 4
 """Granted beside a draft, while a token of a step costs less than"""
 DEAREST_ALTERNATIVE = 0.2
@@ -213,7 +216,8 @@ class Scheduler:
         """The next step: never more than `max_step_tokens` tokens or `free_pages` pages, no session twice. While somebody is
         ready it is empty only for a moment, until `wake_at`, where the batching policy finds a draft worth waiting for.
 
-        When nobody who is ready finds a page, the session that came last gives its pages back and waits.
+        When nobody who is ready finds a page, or too many of those that decode do not, the session that came last gives its
+        pages back and waits.
         """
         ready = self._queue.at(now)
         if not len(ready):
@@ -223,12 +227,26 @@ class Scheduler:
             return Plan(wake_at=until)
         budget = StepBudget(self.config.max_step_tokens, free_pages, self.config.page_size)
         self._batching.fill(ready, budget, now)
+        if budget.items and self._page_bound(ready, budget):
+            relieved = self._preempt(list(ready))
+            if relieved.preempt:
+                return relieved
         if budget.items:
             if budget.drafts and self._alternatives and not ready.targets:
                 self._add_alternatives(budget)
             seconds, plain = self.step_time.predict(budget.shape), self.step_time.predict(budget.plain)
             return Plan(tuple(budget.items), seconds=seconds, plain_seconds=plain, shape=budget.shape)
         return self._preempt(list(ready))
+
+    def _page_bound(self, ready: Ready, budget: StepBudget) -> bool:
+        """Whether so many wait for a page that steps are much smaller for it: a text is then computed anew in less time than
+        the others lose, and what it gives back serves many of them."""
+        if budget.free_pages > 0:
+            return False
+        taken, size = {item.session for item in budget.items}, self.config.page_size
+        decodes = chain.from_iterable(own.values() for own in ready.decodes.values())
+        stuck = sum(record.computed % size == 0 and record.session not in taken for record in decodes)
+        return stuck > max(1, STUCK * len(ready))
 
     def _add_alternatives(self, budget: StepBudget) -> None:
         """Where drafts have left room, and nobody's deadline speaks against a longer step."""

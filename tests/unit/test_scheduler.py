@@ -261,6 +261,17 @@ def test_the_youngest_gives_way_to_the_oldest() -> None:
     assert Plan(preempt=(2,)) == one.plan(1.0, 0)
 
 
+def test_the_youngest_gives_way_before_most_wait_for_a_page() -> None:
+    """Two of four that find no page are enough, one is not: what the youngest computed must serve others."""
+    one = scheduler("none", page_size=4)
+    for session in (1, 2, 3, 4):
+        open_session(one, session, 5, now=0.0)
+    assert [1, 2, 3] == [item.session for item in one.plan(1.0, 3).items]
+    assert Plan(preempt=(4,)) == one.plan(1.0, 2)
+    one.preempted(4, 1.0)
+    assert [1, 2, 3] == [item.session for item in one.plan(1.0, 3).items]
+
+
 def test_who_came_first_never_gives_way() -> None:
     """A younger session that does not fit waits for an older one that waits for its draft, until that one's deadline."""
     one = scheduler("fixed:4", page_size=4, draft_wait_seconds=2.0)
