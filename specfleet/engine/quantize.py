@@ -13,6 +13,7 @@ applies (weight-only, both widths), if it is installed.
 from __future__ import annotations
 
 import importlib
+import platform
 import warnings
 from typing import Any
 
@@ -48,10 +49,11 @@ class Int8Linear(nn.Module):
             rounded = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
             self.packed = torch.ops.quantized.linear_prepack(rounded, bias)
         self._product: Any = torch.ops.quantized.linear_dynamic
+        self._seven_bits = saturates()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         full = filled_up(x)
-        y: torch.Tensor = self._product(full, self.packed)
+        y: torch.Tensor = self._product(full, self.packed, self._seven_bits)
         return y if full is x else y[..., : x.shape[-2], :]
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -83,6 +85,12 @@ class Int4Linear(nn.Module):
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """residual + forward(x)."""
         return self.forward(x).add_(residual)
+
+
+def saturates() -> bool:
+    """Whether this processor adds products of bytes in 16 bits: two of 8 bits do not fit there, and are cut off in silence.
+    Inputs of seven bits are safe."""
+    return platform.machine() in ("x86_64", "AMD64") and not torch.cpu._is_vnni_supported()
 
 
 def stacked(linears: tuple[nn.Linear, ...]) -> tuple[torch.Tensor, torch.Tensor | None]:
