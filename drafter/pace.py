@@ -87,8 +87,7 @@ class Pace:
         if not step or not draft:
             return 0.0
         gained, least = step - draft, LEAST_GAINED * step
-        behind = (self.round_trip.value + step) / step
-        return behind * step / (gained if gained > least else least)
+        return self.behind * step / (gained if gained > least else least)
 
     @property
     def round_lead(self) -> int:
