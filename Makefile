@@ -19,8 +19,12 @@ help:  ## list the targets
 .PHONY: install
 install: .venv/installed  ## create .venv and install everything
 
+.PHONY: native
+native: install  ## the scheduler as machine code, where there is a C compiler (part of make demo and make test)
+	@.venv/bin/specfleet native --if-possible >/dev/null
+
 .PHONY: demo
-demo: install  ## a verifier and two drafters on loopback, one streamed completion (PROMPT="…")
+demo: native  ## a verifier and two drafters on loopback, one streamed completion (PROMPT="…")
 	@.venv/bin/specfleet demo $(if $(PROMPT),--prompt "$(PROMPT)")
 
 .PHONY: up
@@ -28,7 +32,7 @@ up: install  ## the demo's fleet, left running, with Prometheus where it is inst
 	@.venv/bin/specfleet demo --stay
 
 .PHONY: test
-test: install  ## the whole suite: what needs no daemons on both cores, then the rest
+test: native  ## the whole suite: what needs no daemons on both cores, then the rest
 	@OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 --ignore tests/integration
 	@$(PY) -m pytest tests/integration
 

@@ -20,6 +20,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from specfleet.native import enable
+
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = ROOT / "models"
 PROMPTS = (
@@ -113,7 +115,12 @@ def machine() -> dict[str, Any]:
     cpu = next(
         (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), ""
     )
-    return {"cpu": cpu or platform.processor(), "cores": os.cpu_count(), "python": platform.python_version()}
+    return {
+        "cpu": cpu or platform.processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "native": enable(),
+    }
 
 
 def commit() -> str:

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.common import Report, progress, table
 from scheduler import ItemOutcome, Outcome, Scheduler, SchedulerConfig
 from scheduler.speculation.fair_goodput import DECISIONS
-from scheduler.step_time import StepProfile
+from scheduler.step_profile import StepProfile
 from specfleet.core.types import LOCAL, Grant, Mode, ServiceClass
 
 SIZES = (100, 1_000, 10_000)

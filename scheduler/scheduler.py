@@ -8,6 +8,7 @@ from itertools import chain
 from operator import attrgetter
 
 import numpy as np
+from mypy_extensions import mypyc_attr
 
 from scheduler import batching, speculation
 from scheduler.admission import Refusal, Request, infeasible, over_quota
@@ -15,7 +16,8 @@ from scheduler.budget import StepBudget
 from scheduler.estimators import Acceptance, AcceptancePool, Goodput, Smoothed
 from scheduler.identities import Identities, Identity, Share, jain
 from scheduler.ready import Ready, ReadyQueue
-from scheduler.step_time import UNPROFILED, StepProfile, StepShape, StepTimeModel
+from scheduler.step_profile import UNPROFILED, StepProfile
+from scheduler.step_time import StepShape, StepTimeModel
 from scheduler.types import ESTIMATE_SHARE, ROUND, ItemOutcome, Outcome, Plan, PlanItem, SessionRecord
 from scheduler.view import View
 from specfleet.core.errors import InvalidRequest
@@ -60,6 +62,7 @@ class SchedulerConfig:
     """For policies that draw."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Scheduler:
     """Call `open`, `drafted` and `close` as things happen, `plan` before a step and `commit` after it. Never waits."""
 

@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
-from scheduler.step_time import StepShape
 from simulator.clock import sleep
 from simulator.pages import Held, PagePool
 from simulator.text import ID_BYTES, TOKENS, VOCABULARY, follow
@@ -15,9 +14,13 @@ from specfleet.core.step import PAGE_SIZE, Alternative, StepItem, StepResult
 
 
 @dataclass(frozen=True, slots=True)
-class BatchShape(StepShape):
-    """What the scheduler's model of a step looks at, and how many sequences it has."""
+class BatchShape:
+    """What a modelled step's time depends on, summed over its sequences."""
 
+    tokens: int = 0
+    cached: int = 0
+    pairs: int = 0
+    """Of a sequence, new tokens times total length."""
     sequences: int = 0
 
 

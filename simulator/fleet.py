@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from scheduler import Scheduler, SchedulerConfig
-from scheduler.step_time import StepProfile
+from scheduler.step_profile import StepProfile
 from simulator.baselines import Policy
 from simulator.config import Class, ClosedLoop, Coefficients, Network, Simulation, Tier, VerifierGroup, Workload
 from simulator.counters import Row

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from scheduler.step_time import StepProfile
+from scheduler.step_profile import StepProfile
 from simulator.engine import BatchShape
 from specfleet.core.errors import ConfigurationError
 from specfleet.core.words import nearest

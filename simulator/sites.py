@@ -13,7 +13,7 @@ import numpy as np
 from drafter.router import FRESH_SECONDS
 from scheduler import SchedulerConfig, routing
 from scheduler.identities import Share
-from scheduler.step_time import UNPROFILED
+from scheduler.step_profile import UNPROFILED
 from simulator.baselines import Policy
 from simulator.clock import sleep
 from simulator.config import Simulation, Tier, VerifierGroup

@@ -17,7 +17,7 @@ import uvloop
 from prometheus_client import CollectorRegistry
 
 from scheduler import Scheduler, SchedulerConfig
-from scheduler.step_time import UNPROFILED, StepProfile
+from scheduler.step_profile import UNPROFILED, StepProfile
 from specfleet.core.config import describe
 from specfleet.core.errors import InternalError
 from specfleet.core.extras import need

@@ -33,7 +33,7 @@ SETTLING, SETTLING_INTERVALS = 0.2, 3.0
 who begins to draft has to get ahead first."""
 LONGEST_SETTLING = 2.0
 """Seconds at most until drafters that are far away have got ahead."""
-FIRST_TRIAL, COMMON_TRIAL, RAREST_TRIAL = 2, 16.0, 400.0
+FIRST_TRIAL, COMMON_TRIAL, RAREST_TRIAL = 2.0, 16.0, 400.0
 """Windows between trials: at first, where they lose little, and at most."""
 QUIET = 4
 """Windows until the first trial of drafting in a crowd that began without: what sessions wish has to find its level."""
@@ -87,7 +87,7 @@ class Crowd:
 
     best: Way
     """As far as is known."""
-    quiet: int
+    quiet: float
     """Windows yet to be seen before something else is tried for the first time."""
     tried: bool = False
     """What is better is known."""
@@ -107,7 +107,7 @@ class Crowd:
             trial.pause = FIRST_TRIAL  # however clear: it may have been luck
         else:
             trial = self.trial(way)
-            growth = math.inf if loss > OBVIOUS else CLEARLY_RARER if loss > CLEAR else RARER
+            growth: float = math.inf if loss > OBVIOUS else CLEARLY_RARER if loss > CLEAR else RARER
             trial.pause = min(rarest, growth * trial.pause)
         trial.put_off(now, window)
 

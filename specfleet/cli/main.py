@@ -33,6 +33,7 @@ COMMANDS = {
     "simulate": ("specfleet.cli.simulate", "Play a fleet of any size on a virtual clock."),
     "certs": ("specfleet.cli.certs", "Make a private authority and certificates."),
     "token": ("specfleet.cli.token", "Make a bearer token."),
+    "native": ("specfleet.cli.native", "Compile the scheduler for this machine."),
     "completion": ("specfleet.cli.completion", "Make the tab key complete commands and flags."),
 }
 """Command -> (module with `command`, one line of help)."""

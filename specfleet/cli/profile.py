@@ -139,7 +139,7 @@ def command(
     for module in ("torch", "scipy"):
         need(module)
     from drafter.config import NGRAM
-    from scheduler.step_time import StepProfile
+    from scheduler.step_profile import StepProfile
 
     if flags["model"] == NGRAM:
         raise click.UsageError("--model ngram is no model: looking up takes no step that could be measured")

@@ -18,7 +18,7 @@ from specfleet.observability.progress import gauge, waiting
 
 if TYPE_CHECKING:
     from scheduler.draft_time import DraftProfile
-    from scheduler.step_time import StepProfile
+    from scheduler.step_profile import StepProfile
     from specfleet.engine import TorchEngine
     from specfleet.profiling.acceptance import Heard
 

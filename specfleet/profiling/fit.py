@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 from scipy.optimize import nnls
 
-from scheduler.step_time import StepProfile, StepShape
+from scheduler.step_profile import StepProfile
+from scheduler.step_time import StepShape
 
 
 def fit(measured: Mapping[StepShape, float], source: str = "") -> StepProfile:

@@ -15,7 +15,7 @@ import pytest
 from scipy.optimize import minimize
 
 from scheduler import ItemOutcome, Outcome, Scheduler, SchedulerConfig
-from scheduler.step_time import StepProfile
+from scheduler.step_profile import StepProfile
 from specfleet.core.types import Mode
 
 ACCEPTANCE = (0.35, 0.45, 0.5, 0.6, 0.7, 0.75, 0.85, 0.92)

@@ -16,7 +16,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from scheduler import ItemOutcome, Outcome, Plan, Request, Scheduler, SchedulerConfig, SessionRecord
 from scheduler.batching.slo import STARVED
 from scheduler.identities import Share
-from scheduler.step_time import StepProfile, StepShape
+from scheduler.step_profile import StepProfile
+from scheduler.step_time import StepShape
 from specfleet.core.types import LOCAL, Mode, ServiceClass
 
 PAGE = 4

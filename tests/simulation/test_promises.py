@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from scheduler import SchedulerConfig
-from scheduler.step_time import StepProfile
+from scheduler.step_profile import StepProfile
 from simulator.fleet import ClientSpec, FleetResult, simulate
 from specfleet.core.types import ServiceClass
 

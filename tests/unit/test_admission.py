@@ -9,7 +9,8 @@ import pytest
 
 from scheduler.admission import Request, infeasible, over_quota
 from scheduler.identities import Identities, Share, jain
-from scheduler.step_time import StepProfile, StepTimeModel
+from scheduler.step_profile import StepProfile
+from scheduler.step_time import StepTimeModel
 from scheduler.types import SessionRecord
 from specfleet.core.errors import InvalidRequest, Overloaded, QuotaExceeded
 from specfleet.core.protocol import Draft, Finished, Open, Opened, Shadow

@@ -16,21 +16,16 @@ from models.awc.scenarios import LENGTHS, Scenarios, draw, observed, rounds, swe
 from scheduler import ItemOutcome, Outcome, SessionRecord, speculation
 from scheduler.estimators import expected_tokens
 from scheduler.speculation.awc import FIRST_LENGTH, LONGEST, WEIGHTS, Network, Window
-from scheduler.step_time import StepProfile, StepTimeModel
+from scheduler.step_profile import StepProfile
+from scheduler.step_time import StepTimeModel
 from scheduler.view import View
 from specfleet.core.errors import ConfigurationError
 from specfleet.core.types import LOCAL, Mode
+from support.estimates import known_acceptance
 
 RNG = np.random.default_rng(0)
 NETWORK = Network.load()
 COST = StepProfile(fixed=0.02, per_token=2e-4)
-
-
-class Known:
-    """An acceptance that is simply known."""
-
-    def __init__(self, rate: float) -> None:
-        self.rate = rate
 
 
 def one_scenario(acceptance: float, draft: float, trip: float) -> Scenarios:
@@ -44,7 +39,7 @@ def settle(acceptance: float, draft: float, trip: float, verdicts: int = 40) -> 
     view = View(StepTimeModel(COST))
     policy = speculation.build("awc", view, RNG)
     record = SessionRecord(1, 200, 199, True, 0.0, 0.0)
-    record.acceptance = Known(acceptance)  # type: ignore[assignment]
+    record.acceptance = known_acceptance(acceptance)
     scenario = one_scenario(acceptance, draft, trip)
     grants = [policy.opened(record, 0.0)]
     for _ in range(verdicts):
@@ -90,7 +85,7 @@ def test_no_length_is_above_twelve() -> None:
     record = SessionRecord(1, 200, 199, True, 0.0, 0.0)
     policy.opened(record, 0.0)
     for _ in range(2000):
-        record.acceptance = Known(float(rng.uniform(0.05, 0.97)))  # type: ignore[assignment]
+        record.acceptance = known_acceptance(float(rng.uniform(0.05, 0.97)))
         record.told_before, record.told_at = 1.0, 1.0 + float(10.0 ** rng.uniform(-6, 4))
         record.round_trip.observe(float(10.0 ** rng.uniform(-7, 3)))
         view.step_seconds.observe(float(10.0 ** rng.uniform(-5, 2)))

@@ -9,13 +9,7 @@ from scheduler.batching.slo import Turns, queues_by_worth
 from scheduler.identities import UNLIMITED, Identity
 from scheduler.types import SessionRecord
 from specfleet.core.types import Grant, Mode
-
-
-class Known:
-    """An acceptance that is simply known."""
-
-    def __init__(self, rate: float) -> None:
-        self.rate = rate
+from support.estimates import known_acceptance
 
 
 def queues(rng: np.random.Generator) -> tuple[dict[str, dict[int, SessionRecord]], dict[int, float | None]]:
@@ -29,7 +23,7 @@ def queues(rng: np.random.Generator) -> tuple[dict[str, dict[int, SessionRecord]
         for _ in range(int(rng.integers(1, 6))):
             number += 1
             record = SessionRecord(number, 50, 49, True, 0.0, 0.0, identity=identity)
-            record.acceptance = Known(float(rng.uniform(0.1, 0.95)))  # type: ignore[assignment]
+            record.acceptance = known_acceptance(float(rng.uniform(0.1, 0.95)))
             record.grant = Grant(Mode.STREAM, int(rng.integers(1, 5)))
             record.drafted = int(rng.integers(0, 6))
             found[name][number] = record

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from scheduler.draft_time import DraftProfile
-from scheduler.step_time import StepProfile
+from scheduler.step_profile import StepProfile
 from specfleet.cli.main import main
 from specfleet.engine.testing import save_tiny_model
 

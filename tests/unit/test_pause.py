@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from scheduler import ItemOutcome, Outcome, Scheduler, SchedulerConfig
-from scheduler.step_time import StepProfile
+from scheduler.step_profile import StepProfile
 from specfleet.core.types import ServiceClass
 
 FIXED = 0.02

@@ -16,10 +16,12 @@ from scheduler.estimators import expected_tokens
 from scheduler.speculation import fair_goodput, smartspec
 from scheduler.speculation.fair_goodput import FairGoodput
 from scheduler.speculation.goodspeed import share_out
-from scheduler.step_time import StepProfile, StepTimeModel
+from scheduler.step_profile import StepProfile
+from scheduler.step_time import StepTimeModel
 from scheduler.view import View
 from specfleet.core.errors import ConfigurationError
 from specfleet.core.types import LOCAL, Grant, Mode, ServiceClass
+from support.estimates import known_acceptance
 
 Vector = npt.NDArray[np.float64]
 
@@ -28,17 +30,10 @@ WORLDS = 300 if os.environ.get("SPECFLEET_EXAMPLES") else 20
 """Random worlds that are solved by brute force; `make properties` asks for all."""
 
 
-@dataclass
-class Known:
-    """An acceptance that is simply known."""
-
-    rate: float
-
-
 def record(session: int, rate: float, draft: float = 0.002, trip: float = 0.01, known: int = 200) -> SessionRecord:
     """A session that decodes, with estimates as given."""
     one = SessionRecord(session, known, known - 1, True, 0.0, 0.0)
-    one.acceptance = Known(rate)  # type: ignore[assignment]
+    one.acceptance = known_acceptance(rate)
     one.draft_seconds.observe(draft)
     one.round_trip.observe(trip)
     return one

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scheduler.step_time import BOUNDS, UNPROFILED, StepProfile, StepShape, StepTimeModel
+from scheduler.step_profile import UNPROFILED, StepProfile
+from scheduler.step_time import BOUNDS, StepShape, StepTimeModel
 from specfleet.core.errors import ConfigurationError
 
 TRUTH = np.array([0.008, 6e-4, 2e-7, 3e-8])

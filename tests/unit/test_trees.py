@@ -14,7 +14,7 @@ from drafter.early_stop import EarlyStop
 from drafter.speculators import Guess
 from scheduler import ItemOutcome, Outcome, PlanItem, Scheduler, SchedulerConfig
 from scheduler.scheduler import ALTERNATIVES, DEAREST_ALTERNATIVE
-from scheduler.step_time import StepProfile
+from scheduler.step_profile import StepProfile
 from specfleet.core.errors import InvalidRequest
 from specfleet.core.protocol import MAX_ALTERNATIVES, Draft, Open, Opened, Verdict
 from specfleet.core.step import Alternative, StepResult
@@ -238,7 +238,7 @@ async def test_a_drafter_with_too_many_gets_no_more_verified_than_granted() -> N
 @pytest.mark.asyncio
 async def test_a_verifier_that_grants_none_is_sent_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that does not know of trees says nothing of them, which is the same."""
-    monkeypatch.setattr(Scheduler, "_alternatives", property(lambda self: 0))
+    monkeypatch.setattr("scheduler.scheduler.ALTERNATIVES", 0)
     async with fleet("fixed:4", rightness=5, early=EarlyStop(), trees=True) as one:
         assert reference([1, 2, 3], 40) == await one.generate([1, 2, 3])
         drafts = [message for message in one.connection.seen if isinstance(message, Draft)]

@@ -64,7 +64,7 @@ def test_what_cannot_be_is_refused(flags: dict[str, object], message: str) -> No
 @pytest.mark.parametrize("content", ["", "{", '{"fixed": -1, "per_token": 0}', '{"fixed": "x"}', '{"speed": 3}'])
 def test_an_unreadable_profile_names_its_file(tmp_path: Path, content: str) -> None:
     """A profile that is none, or says what cannot be, is refused before anything is loaded."""
-    from scheduler.step_time import StepProfile
+    from scheduler.step_profile import StepProfile
 
     file = tmp_path / "profile.json"
     file.write_text(content)

@@ -1,0 +1,107 @@
+"""The scheduler compiled and as Python: the same decisions, to the last bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from specfleet import native
+from specfleet.cli.main import main
+from specfleet.native.build import compile_modules, missing
+
+PLAY = """
+import json, sys
+from pathlib import Path
+import scheduler.scheduler
+from simulator.baselines import policy
+from simulator.document import checked
+from simulator.figures import figures
+from simulator.play import play
+
+found = play(checked(json.loads(sys.argv[1]), Path("fleet.yaml")), policy(sys.argv[2]), 0)
+print(json.dumps({"file": scheduler.scheduler.__file__, "figures": figures(found, 0.0)}))
+"""
+FLEET = {
+    "duration": 4,
+    "warm_up": 1,
+    "tiers": {
+        "near": {"count": 6, "draft_seconds": 0.004, "acceptance": 0.8, "network": {"round_trip": 0.004}},
+        "far": {"count": 4, "acceptance": 0.6, "network": {"up": 0.05, "down": 0.03, "jitter": 0.004}},
+        "shared": {"count": 2, "streams": 8, "identity": "tier", "acceptance": {"uniform": [0.3, 0.9]}},
+    },
+    "verifiers": {"gpu": {"profile": "qwen3-8b-rtx4090", "kv_tokens": 4000, "max_step_tokens": 96}},
+    "workload": {
+        "closed_loop": {"think_seconds": 0.1},
+        "prompt_tokens": {"log_uniform": [8, 400]},
+        "output_tokens": {"uniform": [1, 60]},
+    },
+}
+"""More than its steps and its memory hold, so that tokens are shared out and sessions give way."""
+
+
+def told(name: str, native: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-c", PLAY, json.dumps(FLEET), name],
+        env={**os.environ, "SPECFLEET_NATIVE": native},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.skipif(missing() is not None, reason=f"compiling needs {missing()}")
+@pytest.mark.parametrize("name", ["fair-goodput", "stream", "goodspeed", "awc", "barrier", "fixed:4+length-aware"])
+def test_compiled_decisions_are_the_same(name: str) -> None:
+    compile_modules()
+    compiled, interpreted = told(name, "1"), told(name, "0")
+    assert compiled["file"].endswith(native.SUFFIX)
+    assert interpreted["file"].endswith(".py")
+    assert interpreted["figures"] == compiled["figures"]
+
+
+def test_other_sources_are_not_served_by_what_was_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = native.folder.__wrapped__()
+    for module in native.MODULES:
+        copy = tmp_path / native.source(module).relative_to(native.ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(native.source(module).read_bytes())
+    monkeypatch.setattr(native, "ROOT", tmp_path)
+    one = native.folder.__wrapped__()
+    changed = native.source("scheduler.budget")
+    changed.write_text(changed.read_text() + "\n# another thought\n")
+    assert len({before, one, native.folder.__wrapped__()}) == 3
+
+
+def test_without_a_compiler_it_is_said_and_python_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    for module in ("specfleet.native.build", "specfleet.cli.native"):
+        monkeypatch.setattr(f"{module}.folder", lambda: tmp_path / "compiled")
+    assert main(["native", "--if-possible"]) == 0
+    assert "for lack of a C compiler" in capsys.readouterr().out
+    assert main(["native"]) == 2
+    assert "compiling needs a C compiler" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(missing() is not None, reason=f"compiling needs {missing()}")
+def test_a_compiler_that_fails_is_told_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("specfleet.native.build.MODULES", ("scheduler.nowhere",))
+    for module in ("specfleet.native.build", "specfleet.cli.native"):
+        monkeypatch.setattr(f"{module}.folder", lambda: tmp_path / "compiled")
+    assert main(["native"]) == 2
+    assert "scheduler/nowhere.py" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
