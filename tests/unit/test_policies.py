@@ -233,11 +233,12 @@ def test_what_the_governor_is_told_does_not_drift_with_goodput() -> None:
         for one in records:
             one.identity.goodput.value = believed
             policy.opened(one, 0.0)
-        told = []
-        policy._governor.stepped = lambda *told_of, told=told, **_: told.append(told_of[0])  # type: ignore[method-assign]
         items = tuple(ItemOutcome(one.session, 1, 4, 3, 4, 0) for one in records)
-        policy.stepped(Outcome(items, 0.02), 1.0, sum(4 * one.worth for one in records))
-        earned.append(told[0])
+        so_far = [0.0]
+        for step in range(1, 60):
+            policy.stepped(Outcome(items, 0.02), 0.1 * step, sum(4 * one.worth for one in records))
+            so_far.append(policy._governor._earned)
+        earned.append(max(after - before for before, after in itertools.pairwise(so_far)))
 
     assert earned == pytest.approx([4.0, 4.0])
 
