@@ -121,7 +121,7 @@ def steps(report: Report, folder: Path, count: int) -> None:
     for kind, sampling in SAMPLINGS.items():
         for streams in BATCHES:
             for draft in (0, DRAFT):
-                step, outside = asyncio.run(steps_of(engine, streams, draft, count, sampling))
+                step, outside = uvloop.run(steps_of(engine, streams, draft, count, sampling))
                 share = outside / step
                 rows.append(
                     [str(streams), str(draft), kind, f"{step * 1e3:.2f}", f"{outside * 1e3:.2f}", f"{share:.1%}"]
@@ -145,7 +145,7 @@ def parts(report: Report, engine: TorchEngine, count: int) -> None:
     for _ in range(6):
         for on, one in ((False, engine), (True, traced)):
             run = steps_of(one, 16, DRAFT, max(30, count // 6), SAMPLINGS["greedy"], tracer if on else None)
-            found[on].append(asyncio.run(run))
+            found[on].append(uvloop.run(run))
     traced.shutdown()
     taken = tracer.counts[Phase.PLAN]
     row = ["ms", *(f"{tracer.seconds[phase] / taken * 1e3:.3f}" for phase in PARTS)]
