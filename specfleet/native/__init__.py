@@ -35,6 +35,8 @@ MODULES = (
     "scheduler.view",
 )
 """What every step passes. The rest is asked once a configuration, or waits for numpy."""
+PACKAGES = ("scheduler", "specfleet/core", "specfleet/native")
+"""All that they are compiled from."""
 ROOT = Path(__file__).resolve().parents[2]
 SUFFIX = str(sysconfig.get_config_var("EXT_SUFFIX"))
 """Of compiled modules; it names Python, processor and system."""
@@ -61,7 +63,7 @@ def source(module: str) -> Path:
 def folder() -> Path:
     """Where the compiled form of exactly these sources is, or belongs."""
     stamp = hashlib.sha256(SUFFIX.encode())
-    for package in ("scheduler", "specfleet/core", "specfleet/native"):
+    for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
             stamp.update(path.read_bytes())
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

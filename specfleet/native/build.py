@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from specfleet.core.errors import ConfigurationError
-from specfleet.native import MODULES, ROOT, folder, source
+from specfleet.native import MODULES, PACKAGES, ROOT, folder, source
 
 SETUP = """
 import sys
@@ -52,11 +52,15 @@ def compile_modules() -> Path:
         raise ConfigurationError(f"compiling needs {lacking}; without it the scheduler runs as Python")
     wanted.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=wanted.parent) as work:
-        out = Path(work) / "out"
+        out, sources = Path(work) / "out", Path(work) / "sources"
+        for (
+            package
+        ) in PACKAGES:  # apart from whatever else is beside them: site-packages' modules would hide mypy's own
+            shutil.copytree(ROOT / package, sources / package, ignore=shutil.ignore_patterns("__pycache__"))
         paths = [str(source(module).relative_to(ROOT)) for module in MODULES]
         done = subprocess.run(
             [sys.executable, "-c", SETUP, work, str(out), *paths],
-            cwd=ROOT,
+            cwd=sources,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -125,3 +125,23 @@ def test_the_command_line_works_and_says_what_is_missing(
     assert 0 == run(clean / "specfleet", "health", *server, cwd=tmp_path).returncode
     found = run(clean / "specfleet", "verifier", "--model", "x", cwd=tmp_path)
     assert 2 == found.returncode and "pip install 'specfleet[verifier]'" in found.stderr
+
+
+@pytest.mark.timeout(900)
+def test_the_scheduler_is_compiled_where_it_is_installed(
+    wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside everything else in site-packages; without mypyc it says what is missing."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    venv.create(tmp_path / "venv", with_pip=True)
+    programs = tmp_path / "venv" / "bin"
+    for extras in ("simulator", "native"):
+        found = run(programs / "pip", "install", "--quiet", "--disable-pip-version-check", f"{wheel}[{extras}]")
+        assert found.returncode == 0, found.stderr
+        if extras == "simulator":
+            refused = run(programs / "specfleet", "native", cwd=tmp_path)
+            assert 2 == refused.returncode and "pip install 'specfleet[native]'" in refused.stderr
+    found = run(programs / "specfleet", "native", cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    found = run(programs / "python", "-c", "import scheduler.scheduler as one; print(one.__file__)", cwd=tmp_path)
+    assert found.stdout.startswith(str(tmp_path / "cache")), found.stderr
