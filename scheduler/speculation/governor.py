@@ -214,13 +214,14 @@ class Governor:
         if self._earned > 0.0 and self._seconds > 0.0:
             crowd, rate = self._crowds[self._size], self._earned / self._seconds
             share = (now - self._counted_from) / ((1.0 - SETTLING) * self._length)
-            beyond_doubt = self.way is not crowd.best and self._apart(rate) > OBVIOUS
-            if share >= (0.5 if beyond_doubt else 1.0):
+            if share >= (0.5 if self.way is not crowd.best and self._obvious(rate) else 1.0):
                 self._end(crowd, rate, now)
 
-    def _apart(self, rate: float) -> float:
-        """How far a trial's rate is from that before it, either way."""
-        return abs(math.log(rate / self._before.value))
+    def _obvious(self, rate: float) -> bool:
+        """Whether a trial's rate is so far from that before it that nothing more need be seen. A few sessions that earn much
+        more may just have come to an easy passage of their texts."""
+        apart = math.log(rate / self._before.value)
+        return -apart > OBVIOUS or (apart > OBVIOUS and self._size >= LARGE)
 
     def _sized(self, exact: float) -> int:
         """The present crowd while it fits: sessions come and go, and what is being tried should not end with each of them."""
@@ -281,7 +282,7 @@ class Governor:
         """A window has ended."""
         if self.way is not crowd.best:
             self._tried, self._trying = rate, self.way
-            if self._apart(rate) > OBVIOUS:
+            if self._obvious(rate):
                 self._judge(crowd, self._before.value, now)
         else:
             if self._tried:

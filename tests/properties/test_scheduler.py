@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from scheduler import ItemOutcome, Outcome, Plan, Request, Scheduler, SchedulerConfig, SessionRecord
 from scheduler.batching.slo import STARVED
 from scheduler.identities import Share
+from scheduler.scheduler import STUCK
 from scheduler.step_profile import StepProfile
 from scheduler.step_time import StepShape
 from specfleet.core.types import LOCAL, Mode, ServiceClass
@@ -196,7 +197,13 @@ class Events(RuleBasedStateMachine):
         fits = [record for record in ready if self.free > 0 or record.computed % PAGE]
         if self.pauses(plan, ready, fits):
             return
-        assert bool(plan.items) == bool(fits), "a step is planned if, and only if, somebody who is ready fits"
+        if plan.preempt and fits:
+            stuck = [one for one in ready if one.known - one.computed == 1 and one.computed % PAGE == 0]
+            assert len(stuck) > max(1, STUCK * len(ready)), (
+                "somebody gives way although hardly anybody waits for a page"
+            )
+        else:
+            assert bool(plan.items) == bool(fits), "a step is planned if, and only if, somebody who is ready fits"
         assert not (plan.items and plan.preempt)
         if plan.items:
             return
