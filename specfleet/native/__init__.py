@@ -66,15 +66,32 @@ def folder() -> Path:
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
             stamp.update(path.read_bytes())
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "specfleet" / "native" / stamp.hexdigest()[:16]
+    return _cache() / "specfleet" / "native" / stamp.hexdigest()[:16]
+
+
+def _cache() -> Path:
+    """The user's; where there is no telling who that is, a place that can hold nothing."""
+    if named := os.environ.get("XDG_CACHE_HOME"):
+        return Path(named)
+    try:
+        return Path.home() / ".cache"
+    except RuntimeError:
+        return Path(os.devnull)
+
+
+def is_compiled() -> bool:
+    """Whether the compiled form is there, and may be read."""
+    try:
+        return folder().is_dir()
+    except OSError:
+        return False
 
 
 def enable() -> bool:
     """Import compiled modules from now on, if there are any and SPECFLEET_NATIVE is not 0. Returns whether that is so."""
     if any(isinstance(finder, Compiled) for finder in sys.meta_path):
         return True
-    if os.environ.get("SPECFLEET_NATIVE") == "0" or not folder().is_dir():
+    if os.environ.get("SPECFLEET_NATIVE") == "0" or not is_compiled():
         return False
     found = {
         ".".join(path.relative_to(folder()).parts).removesuffix(SUFFIX): path for path in folder().rglob(f"*{SUFFIX}")

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from specfleet.core.errors import ConfigurationError
-from specfleet.native import MODULES, PACKAGES, ROOT, folder, source
+from specfleet.native import MODULES, PACKAGES, ROOT, folder, is_compiled, source
 
 SETUP = """
 import sys
@@ -43,35 +43,41 @@ def compile_modules() -> Path:
     """Compile what is not compiled yet; takes about a minute. Returns where it is.
 
     Raises:
-        ConfigurationError: something is missing, or the compiler failed.
+        ConfigurationError: something is missing, the compiler failed, or the cache cannot be written to.
     """
     wanted = folder()
-    if wanted.is_dir():
+    if is_compiled():
         return wanted
     if lacking := missing():
         raise ConfigurationError(f"compiling needs {lacking}; without it the scheduler runs as Python")
-    wanted.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=wanted.parent) as work:
-        out, sources = Path(work) / "out", Path(work) / "sources"
-        for (
-            package
-        ) in PACKAGES:  # apart from whatever else is beside them: site-packages' modules would hide mypy's own
-            shutil.copytree(ROOT / package, sources / package, ignore=shutil.ignore_patterns("__pycache__"))
-        paths = [str(source(module).relative_to(ROOT)) for module in MODULES]
-        done = subprocess.run(
-            [sys.executable, "-c", SETUP, work, str(out), *paths],
-            cwd=sources,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            said = "; ".join(done.stdout.strip().splitlines()[-SHOWN:])
-            raise ConfigurationError(f"the scheduler could not be compiled, and runs as Python: {said}")
-        try:
-            out.rename(wanted)
-        except OSError:
-            if not wanted.is_dir():  # else somebody else was faster
-                raise
+    try:
+        wanted.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=wanted.parent) as work:
+            _compile(Path(work)).rename(wanted)
+    except OSError as error:
+        if not is_compiled():  # else somebody else was faster
+            raise ConfigurationError(
+                f"cannot write to {wanted.parent}: {error.strerror or error}; XDG_CACHE_HOME names another place"
+            ) from None
     return wanted
+
+
+def _compile(work: Path) -> Path:
+    """All modules, within `work`; returns the folder that holds them. Sources are copied there: what else is beside them, such
+    as everything in site-packages, would hide mypy's own."""
+    out, sources = work / "out", work / "sources"
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, sources / package, ignore=shutil.ignore_patterns("__pycache__"))
+    paths = [str(source(module).relative_to(ROOT)) for module in MODULES]
+    done = subprocess.run(
+        [sys.executable, "-c", SETUP, str(work), str(out), *paths],
+        cwd=sources,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        said = "; ".join(done.stdout.strip().splitlines()[-SHOWN:])
+        raise ConfigurationError(f"the scheduler could not be compiled, and runs as Python: {said}")
+    return out

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,27 +82,59 @@ def test_other_sources_are_not_served_by_what_was_compiled(tmp_path: Path, monke
     assert len({before, one, native.folder.__wrapped__()}) == 3
 
 
+@pytest.fixture
+def nothing_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A cache of one's own; returns it."""
+    native.folder.cache_clear()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    yield tmp_path
+    native.folder.cache_clear()
+
+
 def test_without_a_compiler_it_is_said_and_python_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    nothing_compiled: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CC", raising=False)
-    for module in ("specfleet.native.build", "specfleet.cli.native"):
-        monkeypatch.setattr(f"{module}.folder", lambda: tmp_path / "compiled")
     assert main(["native", "--if-possible"]) == 0
-    assert "for lack of a C compiler" in capsys.readouterr().out
+    assert "not compiled: compiling needs a C compiler" in capsys.readouterr().err
     assert main(["native"]) == 2
     assert "compiling needs a C compiler" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+    assert not list(nothing_compiled.iterdir())
+
+
+def test_a_cache_that_cannot_be_written_is_said(
+    nothing_compiled: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor does anything that imports the scheduler mind."""
+    (nothing_compiled / "specfleet").write_text("a file where a folder should be")
+    monkeypatch.setattr("specfleet.native.build.missing", lambda: None)
+    assert not native.is_compiled()
+    assert main(["native"]) == 2
+    said = capsys.readouterr().err
+    assert "cannot write to" in said and "XDG_CACHE_HOME" in said
+    assert main(["native", "--if-possible"]) == 0
+
+
+def test_a_user_without_a_home_runs_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> Path:
+        raise RuntimeError("could not determine home directory")
+
+    native.folder.cache_clear()
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", nobody)
+    assert not native.is_compiled()
+    native.folder.cache_clear()
 
 
 @pytest.mark.skipif(missing() is not None, reason=f"compiling needs {missing()}")
 def test_a_compiler_that_fails_is_told_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    nothing_compiled: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Python's headers may be missing, for one; make demo goes on all the same."""
     monkeypatch.setattr("specfleet.native.build.MODULES", ("scheduler.nowhere",))
-    for module in ("specfleet.native.build", "specfleet.cli.native"):
-        monkeypatch.setattr(f"{module}.folder", lambda: tmp_path / "compiled")
     assert main(["native"]) == 2
     assert "scheduler/nowhere.py" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+    assert main(["native", "--if-possible"]) == 0
+    assert "scheduler/nowhere.py" in capsys.readouterr().err
+    assert not list((nothing_compiled / "specfleet" / "native").iterdir())
