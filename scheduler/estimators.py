@@ -33,7 +33,7 @@ class AcceptancePool:
         self.rate = PRIOR
 
     def observe(self, accepted: int, tested: int) -> None:
-        keep = 2.0 ** (-tested / POOL_HALF_LIFE)
+        keep = math.pow(2.0, -tested / POOL_HALF_LIFE)
         self._accepted = keep * self._accepted + accepted
         self._tested = keep * self._tested + tested
         self.rate = self._accepted / self._tested
@@ -54,14 +54,14 @@ class Acceptance:
     @property
     def rate(self) -> float:
         """Shrunk to the pool, within [LOWEST, HIGHEST]."""
-        kept = 2.0 ** (-self.unguessed / FADING) if self.unguessed else 1.0  # `_kept`: asked for every draft
+        kept = math.pow(2.0, -self.unguessed / FADING) if self.unguessed else 1.0  # `_kept`: asked for every draft
         rate = (kept * self._accepted + SHRINKAGE * self._pool.rate) / (kept * self._tested + SHRINKAGE)
         return LOWEST if rate < LOWEST else HIGHEST if rate > HIGHEST else rate
 
     @property
     def _kept(self) -> float:
         """Share of what is known of the session that has not faded."""
-        return 2.0 ** (-self.unguessed / FADING) if self.unguessed else 1.0
+        return math.pow(2.0, -self.unguessed / FADING) if self.unguessed else 1.0
 
     def verified(self, drafted: int, accepted: int) -> None:
         """A round: of `drafted` verified tokens the first `accepted` were right. No drafted token, no observation."""
@@ -74,7 +74,7 @@ class Acceptance:
         """`accepted` of `tested` guesses were right, as a drafter says of its shadow guesses in LOCAL. Nobody has verified
         that, so it is believed of this session only: others must not be moved by what one drafter says."""
         if 0 <= accepted <= tested and tested > 0:
-            before, keep = self._kept, 2.0 ** (-tested / HALF_LIFE)
+            before, keep = self._kept, math.pow(2.0, -tested / HALF_LIFE)
             self.unguessed = 0
             self._accepted = keep * (self._accepted * before) + accepted
             self._tested = keep * (self._tested * before) + tested

@@ -123,7 +123,8 @@ class Ready:
                 identity = record.identity
                 own = decodes.get(identity, {})
             try:
-                own[session] = own.pop(session)
+                del own[session]
+                own[session] = record
             except KeyError:  # it has just been prefilled
                 self.add(record)
                 identity = None

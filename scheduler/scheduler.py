@@ -275,9 +275,8 @@ class Scheduler:
     def _learn(self, outcome: Outcome, now: float) -> tuple[list[SessionRecord], dict[Identity, int], float | None]:
         """Count what the step did for each session. Returns those that got a verdict; the tokens of each identity; and what
         all tokens were worth, None for a step that prefilled."""
-        find = self._records.get
+        known_records = self._records
         records: list[SessionRecord] = []
-        append = records.append
         tokens: dict[Identity, int] = {}
         identity: Identity | None = None
         count = 0
@@ -285,7 +284,7 @@ class Scheduler:
         for session, fed, drafted, accepted, committed, pending, alternatives, waiting in outcome.items:
             if fed > 1 or not committed:
                 prefilled = True
-            record = find(session)
+            record = known_records.get(session)
             if record is None:
                 continue
             record.ready_at = now
@@ -314,21 +313,22 @@ class Scheduler:
                 record.schedule()
                 record.tokens_per_verdict.observe(committed)
                 record.verified_per_verdict.observe(1 + drafted + alternatives)
-            append(record)
+            records.append(record)
         if identity is not None:
             tokens[identity] = tokens.get(identity, 0) + count
         return records, tokens, None if prefilled else worth
 
     def _hand_out(self, records: Sequence[SessionRecord], grants: Sequence[Grant], now: float) -> dict[int, Grant]:
         """Give sessions their grants, and their places among those who are ready or wait. Returns what they are given."""
-        given = {record.session: LOCAL for record in records}
-        issued: dict[int, Grant] = {id(LOCAL): LOCAL}
+        local, in_rounds = LOCAL, ROUND  # asked of every verdict
+        given = {record.session: local for record in records}
+        issued: dict[int, Grant] = {id(local): local}
         """By the policy's own, of which there are few."""
         apart: dict[int, SessionRecord] = {}
         """Those who wait for their draft now or did. Everybody else was ready and is again."""
         for record, chosen in zip(records, grants, strict=True):
             before = record.grant
-            if chosen is LOCAL is before:
+            if chosen is local and before is local:
                 continue
             grant = issued.get(id(chosen))
             if grant is None:
@@ -336,7 +336,7 @@ class Scheduler:
             session = record.session
             given[session] = record.grant = grant
             record.told.append((record.known, now))
-            if chosen.mode is ROUND or before.mode is ROUND:
+            if chosen.mode is in_rounds or before.mode is in_rounds:
                 apart[session] = record
         if apart:
             records = [record for record in records if record.session not in apart]

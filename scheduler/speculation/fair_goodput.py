@@ -383,15 +383,15 @@ class FairGoodput:
         step, token, price, refused = self._costs.step, self._costs.token, self.price, 1.0 - rate
         if draft >= FASTEST_STREAM * step:
             return None
-        catches_up = rate ** ((trip + step) / (step - draft))
+        catches_up = math.pow(rate, (trip + step) / (step - draft))
         if catches_up < HOPELESS:
             return None
         behind = (1.0 / catches_up - 1.0) / refused
         reach = step / draft - 1.0
         best, found, survives = -math.inf, (1, 1.0, own), 1.0
         for length in range(1, LONGEST_STREAM + 1):
-            verified = length if length < reach else reach
-            survives = survives * rate if length <= reach else rate**reach
+            verified = min(float(length), reach)
+            survives = survives * rate if length <= reach else math.pow(rate, reach)
             share = 1.0 / (1.0 + behind * (1.0 - survives))  # of steps that are ahead
             tokens = 1.0 - share + share * (1.0 - survives * rate) / refused
             gpu = own + token * verified * share
