@@ -184,13 +184,18 @@ class Device:
                 pass
         except asyncio.CancelledError:
             row.outcome = "unfinished"
+            self._ended(row)
+            raise  # else whoever asks again and again would go on asking
         finally:
             self._end()
+        self._ended(row)
+        return row
+
+    def _ended(self, row: Row) -> None:
         self._tally.stale += row.stale
         self._tally.discarded += row.discarded
         self._sink.event(self._clock(), row.outcome, row)
         self._sink.request(row)
-        return row
 
     def cut(self, seconds: float) -> None:
         """Its access is cut for so long; calls that it has now break when a keepalive finds out before that."""

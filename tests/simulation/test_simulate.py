@@ -12,11 +12,14 @@ from typing import Any
 import pytest
 
 from simulator.baselines import policy
+from simulator.counters import Row
 from simulator.document import checked, find, read
 from simulator.figures import figures
 from simulator.play import Played, play
 from simulator.search import capacity, cells
+from simulator.watch import Nowhere
 from specfleet.cli.main import main
+from specfleet.core.protocol import Verdict
 
 FILE = Path("fleet.yaml")
 POLICIES = (
@@ -185,6 +188,25 @@ def test_refused_requests_end_once_and_count_as_failures() -> None:
     assert found["requests"]["refused"] > 0
     assert found["requests"]["issued"] == found["requests"]["finished"] + found["requests"]["refused"]
     assert found["failures"] > 0
+
+
+class Breaks(Nowhere):
+    """Fails in the middle of a request."""
+
+    def __init__(self) -> None:
+        self.left = 40
+
+    def round(self, now: float, row: Row, verdict: Verdict) -> None:
+        self.left -= 1
+        if not self.left:
+            raise ValueError("the fortieth verdict")
+
+
+def test_a_bug_ends_the_run_and_is_told() -> None:
+    """Those who ask again and again must not go on asking then."""
+    document = fleet(workload={"closed_loop": {}, "output_tokens": 60, "prompt_tokens": 8})
+    with pytest.raises(ValueError, match="the fortieth verdict"):
+        played(document, sinks=[Breaks()])
 
 
 def test_classes_are_judged_by_what_users_saw() -> None:
