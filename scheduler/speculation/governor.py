@@ -53,7 +53,9 @@ RARER, CLEARLY_RARER = 2.0, 8.0
 no confirmation."""
 TRIAL_LOSS = 0.001
 BEFORE_SHARE = 0.5
-"""What the newest window counts in the rate before a trial."""
+"""What the newest window counts in the rate before a trial,"""
+SCATTER_SHARE = 0.2
+"""and in how far windows as usual lie from that rate (log)."""
 BETTER = 1.02
 """A change of mind needs so much."""
 
@@ -76,6 +78,8 @@ class Trial:
     at: float = 0.0
     pause: float = FIRST_TRIAL
     """Windows until the one after that."""
+    promising: bool = False
+    """The last one earned more, but no more than windows as usual scatter: it may have been luck."""
 
     def put_off(self, now: float, window: float) -> None:
         self.at = now + self.pause * window
@@ -96,20 +100,26 @@ class Crowd:
     def trial(self, way: Way) -> Trial:
         return self.trials.setdefault(way, Trial())
 
-    def learn(self, way: Way, ratio: float, now: float, window: float) -> None:
+    def learn(self, way: Way, ratio: float, now: float, window: float, large: bool = False) -> None:
         """`way` earned so many times what is usual."""
         self.tried = True
+        self.trial(way).promising = False
         loss = abs(1.0 - min(ratio, 1.0 / ratio))
         rarest = min(RAREST_TRIAL, max(COMMON_TRIAL, loss / TRIAL_LOSS))
+        growth: float = math.inf if loss > OBVIOUS else CLEARLY_RARER if loss > CLEAR else RARER
         if ratio > BETTER:
             self.best, way = way, self.best
-            trial = self.trial(way)
-            trial.pause = FIRST_TRIAL  # however clear: it may have been luck
+            # However clear: it may have been luck. But a large crowd that should not draft loses most by asking again.
+            again = COMMON_TRIAL if large and loss > CLEAR and self.best is Way.ALONE else FIRST_TRIAL
         else:
-            trial = self.trial(way)
-            growth: float = math.inf if loss > OBVIOUS else CLEARLY_RARER if loss > CLEAR else RARER
-            trial.pause = min(rarest, growth * trial.pause)
+            again = growth * self.trial(way).pause
+        trial = self.trial(way)
+        trial.pause = min(rarest, again)
         trial.put_off(now, window)
+        if large and way is Way.FREE and self.best is Way.ALONE and loss > CLEAR and Way.ROUNDS not in self.trials:
+            self.trials[Way.ROUNDS] = Trial(
+                now + COMMON_TRIAL * window
+            )  # what one way lost is not at once set on another
 
     def trusts(self) -> bool:
         """Nothing was tried yet, and nothing speaks for caution any more: begin with drafting after all."""
@@ -153,6 +163,8 @@ class Governor:
         self._earned = self._seconds = 0.0
         self._before = Smoothed(BEFORE_SHARE)
         """Earnings per second in the windows as usual since the crowd or its ways changed."""
+        self._scatter = Smoothed(SCATTER_SHARE)
+        """How far such windows lie from those before them (log)."""
         self._tried = 0.0
         """Those of a trial that is over but not judged yet,"""
         self._trying = Way.FREE
@@ -287,28 +299,39 @@ class Governor:
         else:
             if self._tried:
                 self._compare(crowd, rate, now)
+            if self._before.value:
+                self._scatter.observe(abs(math.log(rate / self._before.value)))
             self._before.observe(rate)
             crowd.quiet -= 1
             if self._far and crowd.trusts():
+                self._tried, self._trying = self._before.value, Way.ALONE
                 self._before = Smoothed(BEFORE_SHARE)
         trial = crowd.due(self._ways, now) if self._before.value > 0.0 and not self._tried else None
         self._open(trial or crowd.best, now)
 
     def _compare(self, crowd: Crowd, after: float, now: float) -> None:
         """Judge a trial by the windows on both sides of it. What promises more, but no more than loads drift, is tried
-        again."""
-        before = self._before.value
+        again; so is drafting, once, that promises no more than windows scatter."""
+        before, trial = self._before.value, crowd.trial(self._trying)
+        if not before:  # it was alone until it was trusted, and streams may take longer to get ahead
+            if math.log(self._tried / after) > OBVIOUS:
+                self._judge(crowd, after, now)
+            self._tried = 0.0
+            return
         usual = math.sqrt(before * after)
         better = math.log(self._tried / usual)
-        if better > math.log(BETTER) and better < DRIFT_SHARE * abs(math.log(after / before)):
-            crowd.trial(self._trying).put_off(now, self.window)
+        drifts = better < DRIFT_SHARE * abs(math.log(after / before))
+        scatters = crowd.best is Way.ALONE and better < min(self._scatter.value, CLEAR) and not trial.promising
+        if better > math.log(BETTER) and (drifts or scatters):
+            trial.promising = True
+            trial.put_off(now, self.window)
             self._tried = 0.0
         else:
             self._judge(crowd, usual, now)
 
     def _judge(self, crowd: Crowd, usual: float, now: float) -> None:
         was = crowd.best
-        crowd.learn(self._trying, self._tried / usual, now, self.window)
+        crowd.learn(self._trying, self._tried / usual, now, self.window, self._size >= LARGE)
         self._tried = 0.0
         if crowd.best is not was:
             self._before = Smoothed(BEFORE_SHARE)
