@@ -236,8 +236,10 @@ class Governor:
         return -apart > OBVIOUS or (apart > OBVIOUS and self._size >= LARGE)
 
     def _sized(self, exact: float) -> int:
-        """The present crowd while it fits: sessions come and go, and what is being tried should not end with each of them."""
-        return self._size if self._present and abs(exact - self._size) <= SAME_CROWD else round(exact)
+        """The present crowd while it fits: sessions come and go, and what is being tried should not end with each of them. One
+        of which nothing is known yet may still be gathering."""
+        same = SAME_CROWD if self._before.value else 0.5
+        return self._size if self._present and abs(exact - self._size) <= same else round(exact)
 
     def _begin(self, size: int, now: float) -> None:
         """Another crowd: what it is known to do best, or else what others suggest."""
