@@ -78,6 +78,56 @@ def test_a_large_crowd_that_is_far_away_drafts_before_it_was_tried() -> None:
     assert drafted[True] > 80
 
 
+def test_a_large_crowd_that_is_trusted_and_loses_much_stops_at_once() -> None:
+    """They seem far away and are not: their drafters take the verifier's processors. Eight sessions knew what they earned
+    alone, and do not ask again soon; half the loss could pass while streams get ahead."""
+    drafted = {}
+    for share in (0.6, 0.85):
+        governor, now, drafted[share] = Governor(), 0.0, 0
+        for _ in range(250):
+            now += STEP
+            governor.verdict(STEP, STEP, STEP)
+            governor.stepped((share if governor.drafting else 1.0) * STEP, 8, True, now, far=True)
+            drafted[share] += governor.drafting
+
+    assert 5 < drafted[0.6] < 20
+    assert drafted[0.85] > 20
+
+
+@pytest.mark.parametrize(("gain", "asked"), [(1.07, 2), (1.15, 1)], ids=["within the scatter", "beyond it"])
+def test_drafting_has_to_earn_more_than_windows_scatter_or_do_so_twice(gain: float, asked: int) -> None:
+    """Windows of eight who decode alone differ by 7 %. A trial is over in half a second; what it found best stays longer."""
+    governor, now, trials, lasted = Governor(), 0.0, 0, 0
+    for step in range(2000):
+        now += STEP
+        usual = (1.0, 0.93, 1.07)[step // 10 % 3]
+        governor.verdict(STEP, STEP, STEP)
+        governor.stepped((gain if governor.drafting else usual) * STEP, 8, True, now)
+        trials += governor.drafting and not lasted
+        lasted = lasted + 1 if governor.drafting else 0
+        if lasted * STEP > 0.5:
+            break
+
+    assert trials - 1 == asked  # without the stretch that found itself best
+
+
+def test_a_crowd_that_gathers_is_one_crowd() -> None:
+    """Eight, then twelve within a moment, are a crowd of twelve: what such a one found out before holds."""
+    governor, now, drafted = Governor(), 0.0, 0
+    for sessions, steps in ((12, 200), (0, 0), (8, 3), (12, 200)):
+        if not sessions:
+            governor.idle()
+            now += 1.0
+            drafted = 0
+        for _ in range(steps):
+            now += STEP
+            governor.verdict(STEP, STEP, STEP)
+            governor.stepped((0.6 if governor.drafting else 1.0) * STEP, sessions, True, now)
+            drafted += governor.drafting
+
+    assert drafted == 0
+
+
 def test_a_crowd_that_grows_does_not_ask_anew_at_each_size() -> None:
     """Drafting loses a sixth whatever the size: eight sessions find out, and thirty-two believe them for a while."""
     governor, now, drafted = Governor(), 0.0, dict.fromkeys((8, 16, 32), 0.0)
