@@ -226,8 +226,14 @@ class Governor:
         if self._earned > 0.0 and self._seconds > 0.0:
             crowd, rate = self._crowds[self._size], self._earned / self._seconds
             share = (now - self._counted_from) / ((1.0 - SETTLING) * self._length)
-            if share >= (0.5 if self.way is not crowd.best and self._obvious(rate) else 1.0):
+            if share >= (self._enough(rate) if self.way is not crowd.best else 1.0):
                 self._end(crowd, rate, now)
+
+    def _enough(self, rate: float) -> float:
+        """Share of a trial's window that has to be seen. Of many sessions that lose much a verdict each shows it."""
+        if not self._obvious(rate):
+            return 1.0
+        return 1.0 / INTERVALS_IN_WINDOW if self._size >= LARGE and rate < self._before.value else 0.5
 
     def _obvious(self, rate: float) -> bool:
         """Whether a trial's rate is so far from that before it that nothing more need be seen. A few sessions that earn much

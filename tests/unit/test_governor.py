@@ -111,6 +111,20 @@ def test_drafting_has_to_earn_more_than_windows_scatter_or_do_so_twice(gain: flo
     assert trials - 1 == asked  # without the stretch that found itself best
 
 
+def test_a_trial_of_many_that_loses_half_ends_soon() -> None:
+    """Drafts make each verdict take a second instead of a fifth: three of them to settle, and one more."""
+    governor, now, trial = Governor(), 0.0, 0.0
+    while now < 60.0 and not (trial and not governor.drafting):
+        interval = 1.0 if governor.drafting else 0.2
+        now += interval / 4
+        for _ in range(16):
+            governor.verdict(interval, interval, 0.0)
+        governor.stepped((0.5 if governor.drafting else 1.0) * interval / 4, 64, True, now)
+        trial += interval / 4 * governor.drafting
+
+    assert 3.0 < trial < 4.6
+
+
 def test_a_crowd_that_gathers_is_one_crowd() -> None:
     """Eight, then twelve within a moment, are a crowd of twelve: what such a one found out before holds."""
     governor, now, drafted = Governor(), 0.0, 0
