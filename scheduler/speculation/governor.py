@@ -307,9 +307,10 @@ class Governor:
         else:
             if self._tried:
                 self._compare(crowd, rate, now)
-            if self._before.value:
-                self._scatter.observe(abs(math.log(rate / self._before.value)))
-            self._before.observe(rate)
+            if self.way is crowd.best:  # still
+                if self._before.value:
+                    self._scatter.observe(abs(math.log(rate / self._before.value)))
+                self._before.observe(rate)
             crowd.quiet -= 1
             if self._far and crowd.trusts():
                 self._tried, self._trying = self._before.value, Way.ALONE
@@ -323,7 +324,8 @@ class Governor:
         before, trial = self._before.value, crowd.trial(self._trying)
         if not before:  # it was alone until it was trusted, and streams may take longer to get ahead
             if math.log(self._tried / after) > OBVIOUS:
-                self._judge(crowd, after, now)
+                usual, self._tried, self._trying, crowd.best = self._tried, after, Way.FREE, Way.ALONE
+                self._judge(crowd, usual, now)
             self._tried = 0.0
             return
         usual = math.sqrt(before * after)
