@@ -123,8 +123,7 @@ class Ready:
                 identity = record.identity
                 own = decodes.get(identity, {})
             try:
-                del own[session]
-                own[session] = record
+                own[session] = own.pop(session)
             except KeyError:  # it has just been prefilled
                 self.add(record)
                 identity = None

@@ -101,7 +101,7 @@ class Crowd:
         return self.trials.setdefault(way, Trial())
 
     def learn(self, way: Way, ratio: float, now: float, window: float, large: bool = False) -> None:
-        """`way` earned so many times what is usual."""
+        """`way` earned so many times what is usual, in a crowd that is `large` or not."""
         self.tried = True
         self.trial(way).promising = False
         loss = abs(1.0 - min(ratio, 1.0 / ratio))
@@ -117,9 +117,8 @@ class Crowd:
         trial.pause = min(rarest, again)
         trial.put_off(now, window)
         if large and way is Way.FREE and self.best is Way.ALONE and loss > CLEAR and Way.ROUNDS not in self.trials:
-            self.trials[Way.ROUNDS] = Trial(
-                now + COMMON_TRIAL * window
-            )  # what one way lost is not at once set on another
+            # What one way lost is not at once set on another.
+            self.trials[Way.ROUNDS] = Trial(now + COMMON_TRIAL * window)
 
     def trusts(self) -> bool:
         """Nothing was tried yet, and nothing speaks for caution any more: begin with drafting after all."""
