@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from numba import njit
 
 ARITHMETIC = {"reassoc", "contract", "nsz", "arcp"}
@@ -26,9 +27,11 @@ def exact(function: Callable[..., Any]) -> Any:
 
 
 def _stamp() -> str:
-    """Of all files with compiled code: what a kernel calls, it holds, and Numba looks at the kernel's own file only."""
+    """Of all files with compiled code: what a kernel calls, it holds, and Numba looks at the kernel's own file only. And of
+    what torch takes the processor for, on which the tiles depend."""
     texts = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")) if b"numba" in path.read_bytes()]
-    return hashlib.sha256(b"".join(texts)).hexdigest()
+    processor = torch.backends.cpu.get_cpu_capability().encode()
+    return hashlib.sha256(b"".join([processor, *texts])).hexdigest()
 
 
 _STAMP = _stamp()

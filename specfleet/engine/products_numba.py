@@ -10,7 +10,6 @@ Each sum is taken in the order of the inputs, whatever the number of rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,8 +23,9 @@ from specfleet.engine.compiled import fast
 WIDE = torch.backends.cpu.get_cpu_capability() == "AVX512"
 """32 registers of 16 numbers each; otherwise 16 of eight are supposed."""
 _LANES = 16
-_ROWS, _WORDS = (4, 2) if WIDE else (2, 1)
-"""Of a tile: rows, and vectors of words. A word holds the weights of two outputs."""
+_ROWS, _WORDS = (6, 2) if WIDE else (3, 1)
+"""Of a tile: rows at most, and vectors of words. A word holds the weights of two outputs. With fewer rows the same weights are
+loaded for less, so products are cut into as few tiles as there can be, of about as many rows each."""
 OUTPUTS = 2 * _LANES * _WORDS
 """Of a tile."""
 
@@ -33,57 +33,69 @@ _index, _float, _word = ir.IntType(64), ir.FloatType(), ir.IntType(32)
 _floats, _words = ir.VectorType(_float, _LANES), ir.VectorType(_word, _LANES)
 
 
-def _tile(rows: int) -> Callable[..., None]:
-    """The product of so many rows with one block of `pack`. Arguments: address of the first row and numbers from one to the
-    next; address of the block; inputs; address of the first sum and numbers from one row to the next."""
+@intrinsic
+def _tile(
+    typing: Any, rows: Any, x: Any, x_stride: Any, block: Any, inputs: Any, out: Any, out_stride: Any
+) -> tuple[Any, Any]:
+    """The product of 1 to `_ROWS` rows with one block of `pack`. Arguments: rows; address of the first and numbers from one to
+    the next; address of the block; inputs; address of the first sum and numbers from one row to the next."""
 
     def build(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-        x, x_stride, block, inputs, out, out_stride = arguments
-        zero, one = ir.Constant(_index, 0), ir.Constant(_index, 1)
-        from_row = [
-            builder.gep(builder.inttoptr(x, _float.as_pointer()), [builder.mul(x_stride, ir.Constant(_index, row))])
-            for row in range(rows)
-        ]
-        weights = builder.inttoptr(block, _words.as_pointer())
-        before, loop = builder.block, builder.append_basic_block("along_inputs")
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        at = builder.phi(_index)
-        at.add_incoming(zero, before)
-        sums = [[builder.phi(_floats) for _ in range(2 * _WORDS)] for _ in range(rows)]
-        own = [spread(builder, builder.load(builder.gep(row, [at]), align=4), _LANES) for row in from_row]
-        for number in range(_WORDS):
-            place = builder.add(builder.mul(at, ir.Constant(_index, _WORDS)), ir.Constant(_index, number))
-            word = builder.load(builder.gep(weights, [place]), align=4)
-            low = builder.shl(word, ir.Constant(_words, [16] * _LANES))
-            high = builder.and_(word, ir.Constant(_words, [0xFFFF0000] * _LANES))
-            for half, bits in enumerate((low, high)):
-                weight = builder.bitcast(bits, _floats)
-                for row in range(rows):
-                    total = sums[row][2 * number + half]
-                    product = builder.fmul(weight, own[row], flags=("contract",))
-                    total.add_incoming(ir.Constant(_floats, [0.0] * _LANES), before)
-                    total.add_incoming(builder.fadd(product, total, flags=("contract",)), loop)
-        following = builder.add(at, one)
-        at.add_incoming(following, loop)
-        after = builder.append_basic_block("summed")
-        builder.cbranch(builder.icmp_signed("<", following, inputs), loop, after)
+        rows, *rest = arguments
+        after = builder.append_basic_block("after")
+        sizes = [builder.append_basic_block(f"rows{size}") for size in range(1, _ROWS + 1)]
+        choice = builder.switch(rows, sizes[-1])
+        for size, own in enumerate(sizes, 1):
+            choice.add_case(ir.Constant(_index, size), own)
+            builder.position_at_end(own)
+            _build_tile(builder, size, *rest)
+            builder.branch(after)
         builder.position_at_end(after)
-        first = builder.inttoptr(out, _float.as_pointer())
-        for row, own in enumerate(sums):
-            for number, total in enumerate(own):
-                place = builder.add(
-                    builder.mul(out_stride, ir.Constant(_index, row)), ir.Constant(_index, number * _LANES)
-                )
-                target = builder.bitcast(builder.gep(first, [place]), _floats.as_pointer())
-                builder.store(total.incomings[1][0], target, align=4)
         return context.get_dummy_value()
 
-    @intrinsic
-    def tile(typing: Any, x: Any, x_stride: Any, block: Any, inputs: Any, out: Any, out_stride: Any) -> tuple[Any, Any]:
-        return types.void(*[types.intp] * 6), build
+    return types.void(*[types.intp] * 7), build
 
-    return tile  # type: ignore[no-any-return]
+
+def _build_tile(
+    builder: ir.IRBuilder, rows: int, x: Any, x_stride: Any, block: Any, inputs: Any, out: Any, out_stride: Any
+) -> None:
+    """Its code for so many rows."""
+    zero, one = ir.Constant(_index, 0), ir.Constant(_index, 1)
+    from_row = [
+        builder.gep(builder.inttoptr(x, _float.as_pointer()), [builder.mul(x_stride, ir.Constant(_index, row))])
+        for row in range(rows)
+    ]
+    weights = builder.inttoptr(block, _words.as_pointer())
+    before, loop = builder.block, builder.append_basic_block("along_inputs")
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    at = builder.phi(_index)
+    at.add_incoming(zero, before)
+    sums = [[builder.phi(_floats) for _ in range(2 * _WORDS)] for _ in range(rows)]
+    own = [spread(builder, builder.load(builder.gep(row, [at]), align=4), _LANES) for row in from_row]
+    for number in range(_WORDS):
+        place = builder.add(builder.mul(at, ir.Constant(_index, _WORDS)), ir.Constant(_index, number))
+        word = builder.load(builder.gep(weights, [place]), align=4)
+        low = builder.shl(word, ir.Constant(_words, [16] * _LANES))
+        high = builder.and_(word, ir.Constant(_words, [0xFFFF0000] * _LANES))
+        for half, bits in enumerate((low, high)):
+            weight = builder.bitcast(bits, _floats)
+            for row in range(rows):
+                total = sums[row][2 * number + half]
+                product = builder.fmul(weight, own[row], flags=("contract",))
+                total.add_incoming(ir.Constant(_floats, [0.0] * _LANES), before)
+                total.add_incoming(builder.fadd(product, total, flags=("contract",)), loop)
+    following = builder.add(at, one)
+    at.add_incoming(following, loop)
+    after = builder.append_basic_block("summed")
+    builder.cbranch(builder.icmp_signed("<", following, inputs), loop, after)
+    builder.position_at_end(after)
+    first = builder.inttoptr(out, _float.as_pointer())
+    for row, own in enumerate(sums):
+        for number, total in enumerate(own):
+            place = builder.add(builder.mul(out_stride, ir.Constant(_index, row)), ir.Constant(_index, number * _LANES))
+            target = builder.bitcast(builder.gep(first, [place]), _floats.as_pointer())
+            builder.store(total.incomings[1][0], target, align=4)
 
 
 def spread(builder: ir.IRBuilder, number: Any, lanes: int) -> Any:
@@ -97,9 +109,6 @@ def spread(builder: ir.IRBuilder, number: Any, lanes: int) -> Any:
 def address(array: Any) -> int:
     """Where it begins, signed: with an unsigned number, sums of places would become floats."""
     return np.intp(array.ctypes.data)  # type: ignore[no-any-return]
-
-
-_one_row, _two_rows, _many_rows = _tile(1), _tile(2), _tile(_ROWS)
 
 
 def pack(halves: np.ndarray) -> np.ndarray:
@@ -133,15 +142,10 @@ def multiply(x: Any, packed: Any, bias: Any, residual: Any, out: Any) -> None:
             target, stride = address(out) + (row * outputs + first) * 4, outputs
             if used < OUTPUTS:
                 target, stride = address(spare), OUTPUTS
-            if rows - row >= _ROWS:
-                count = _ROWS
-                _many_rows(source, inputs, block, inputs, target, stride)
-            elif rows - row >= 2:
-                count = 2
-                _two_rows(source, inputs, block, inputs, target, stride)
-            else:
-                count = 1
-                _one_row(source, inputs, block, inputs, target, stride)
+            left = rows - row
+            tiles = (left + _ROWS - 1) // _ROWS
+            count = (left + tiles - 1) // tiles
+            _tile(count, source, inputs, block, inputs, target, stride)
             if used < OUTPUTS:
                 out[row : row + count, first:] = spare[:count, :used]
             row += count
