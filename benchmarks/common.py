@@ -15,7 +15,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ PROMPTS = (
     "def read_lines(path):\n",
 )
 """Our own, from the kinds of text that the tiny pair was trained on."""
+CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
+"""Those that programs can be kept on; not every system lets them choose."""
 
 
 @dataclass
@@ -64,6 +67,21 @@ class Report:
             print(f"{'ok    ' if row['ok'] else 'MISSED'}  {row['line']}: {row['figure']:.3g} (bar {row['bar']:g})")
         print(json.dumps({"machine": machine(), "commit": commit(), **asdict(self)}))
         return 0 if all(row["ok"] for row in self.bars) else 1
+
+
+@contextmanager
+def pinned(core: int) -> Iterator[None]:
+    """What is started meanwhile runs on this core, where there is more than one: fleets are of machines, and on shared cores
+    a drafter takes the time of the verifier, whose steps then say more about their neighbours than about themselves."""
+    if not CORES:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {CORES[core % len(CORES)]})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def interleaved(runs: Mapping[str, Callable[[], float]], rounds: int, warmup: int = 1) -> dict[str, list[float]]:

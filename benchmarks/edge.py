@@ -24,13 +24,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,7 +37,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.agreement import ROUND, Agreement, agreement
-from benchmarks.common import MODELS, PROMPTS, ROOT, Report, interleaved, medians, progress, table
+from benchmarks.common import MODELS, PROMPTS, ROOT, Report, interleaved, medians, pinned, progress, table
 from benchmarks.delay import DelayProxy
 from drafter.batcher import DraftBatcher
 from drafter.early_stop import Calibration, EarlyStop, Watch, features, remember
@@ -198,17 +197,6 @@ def _stop_cost(engine: TorchEngine) -> float:
 # --- fleets ----------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _pinned(core: int) -> Iterator[None]:
-    """What is started meanwhile runs on this core, where there is more than one."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {sorted(before)[core % len(before)]})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
-
-
 class Fleet:
     """A verifier and a drafter as daemons, `round_trip` seconds apart."""
 
@@ -216,7 +204,7 @@ class Fleet:
         self._stack = stack
         self._prompts = prompts
         self._sampling = SamplingParams(max_tokens=tokens, temperature=0.0, ignore_eos=True)
-        with _pinned(0):
+        with pinned(0):
             verifier = self._start("verifier", "--model", str(TARGET), "--speculation", policy, "--threads", "1")
         self._way = verifier.address
         if round_trip:
@@ -238,7 +226,7 @@ class Fleet:
 
     def start(self, *options: str) -> str:
         """A drafter more, and its address."""
-        with _pinned(1):
+        with pinned(1):
             return self._start("drafter", "--model", str(DRAFT), "--verifier", self._way, *options).address
 
     def run(self, name: str, address: str, streams: int) -> float:

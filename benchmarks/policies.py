@@ -4,8 +4,9 @@
 
 Two drafters are far away (20 and 60 ms to the verifier and back, through a proxy on this machine), one is a prompt-lookup
 drafter, one is near; three streams each. One policy's fleet runs at a time, in turns, `specfleet bench` measures it after
-a warm-up of the same kind. Everything shares this machine's cores, so drafting takes time from verifying: a policy that
-drafts has to earn more than that. The figure is the geometric mean over streams of tokens per second.
+a warm-up of the same kind. The verifier is pinned to one core and all drafters and streams to another; with --shared they
+share both, so that drafting takes time from verifying, and a policy that drafts has to earn more than that. The figure is
+the geometric mean over streams of tokens per second.
 
 A run of a few seconds varies by a tenth here, so the question is decided by rounds; from the third on only those policies
 take part that are within FAR of the best median so far. The bar is on the median over rounds of fair-goodput's figure over
@@ -19,13 +20,13 @@ import json
 import statistics
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import MODELS, ROOT, Report, progress, table
+from benchmarks.common import MODELS, ROOT, Report, pinned, progress, table
 from benchmarks.delay import DelayProxy
 from specfleet.cli.processes import DaemonProcess
 
@@ -57,6 +58,7 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=48)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--policy", action="append", default=[])
+    parser.add_argument("--shared", action="store_true", help="one set of cores for all")
     parser.add_argument("--prompts", type=Path, default=ROOT.parent / "shared" / "prompts" / "spec_bench.jsonl")
     arguments = parser.parse_args()
     report = Report("policies")
@@ -118,7 +120,12 @@ def _measure(policy: str, arguments: argparse.Namespace) -> dict[str, Any]:
         def daemon(*options: str) -> DaemonProcess:
             return stack.enter_context(DaemonProcess(*options, "--listen", ANY, "--http", "", "--metrics", ANY))
 
-        verifier = daemon("verifier", "--model", str(MODELS / "tiny-target"), "--speculation", policy)
+        def core(number: int) -> AbstractContextManager[None]:
+            return nullcontext() if arguments.shared else pinned(number)
+
+        stack.enter_context(core(1))
+        with core(0):
+            verifier = daemon("verifier", "--model", str(MODELS / "tiny-target"), "--speculation", policy)
         verifier.wait_ready(120)
         ways = [verifier.address, verifier.address]
         ways += [stack.enter_context(DelayProxy(verifier.address, trip / 2)).address for trip in ROUND_TRIPS]
