@@ -20,14 +20,14 @@ from scheduler.step_profile import UNPROFILED, StepProfile, Terms
 
 Vector = npt.NDArray[np.float64]
 FORGETTING = 0.998
-RIDGE = 0.02
+RIDGE = 0.1
 """Share of the information that the profile itself counts as."""
 BOUNDS = ((0.2, 3.0), (0.05, 3.0), (0.2, 5.0), (0.2, 5.0))
 """Each coefficient stays within these multiples of a measured profile's (algorithms.md, section 9)."""
 GUESS_BOUNDS = ((1e-3, 1e3),) * 4
 """Likewise where the profile is a guess."""
 ERROR_SHARE = 0.05
-PACE_SHARE = 0.15
+PACE_SHARE = 0.2
 """What a step counts in the machine's present pace."""
 SETTLED, SOLVE_EVERY = 64, 8
 """From so many steps on the fit is solved anew after every so many: each of them changes little by then."""
