@@ -68,6 +68,7 @@ def main() -> int:
         for name in _contenders(runs) if number >= CLEAR_AFTER else names:
             progress(f"round {number + 1} of {arguments.rounds}: {name}")
             runs[name].append(_measure(name, arguments))
+            print(f"round {number + 1}, {name}: {runs[name][-1][KEY]:.1f} tokens/s", file=sys.stderr)
     rows = [["policy", "geomean tokens/s", "all tokens/s", "least", "Jain", "ttft p50", "tpot p50", "accepted length"]]
     for name, found in runs.items():
         figures = {
