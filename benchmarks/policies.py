@@ -55,7 +55,7 @@ CLEAR_AFTER, FAR = 2, 0.85
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--requests", type=int, default=48)
+    parser.add_argument("--requests", type=int, default=144)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--policy", action="append", default=[])
     parser.add_argument("--shared", action="store_true", help="one set of cores for all")

@@ -183,13 +183,19 @@ _blend_1, _blend_2, _blend_3 = _blend(1, _VECTORS), _blend(2, _VECTORS), _blend(
 _rest_1, _rest_2, _rest_3 = _blend(1, 1), _blend(2, 1), _blend(3, 1)
 
 
-@njit(fastmath=ARITHMETIC | {"nnan"}, error_model="numpy")
+@njit(inline="always")
+def _ordered(bits: int) -> int:
+    """Of a float32 an integer that compares as it does, and back."""
+    return np.int32(bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+
+
+@njit(error_model="numpy")
 def largest(numbers: Any) -> float:
-    """What is not a number may be passed over: it shows in what is made of it afterwards."""
-    found = numbers[0]
-    for number in numbers:
-        found = max(found, number)
-    return found  # type: ignore[no-any-return]
+    """NaN if there is one whose sign is positive. As integers: the largest float of many is found one by one."""
+    bits, found = numbers.view(np.int32), np.int32(-0x80000000)
+    for place in range(len(bits)):
+        found = max(found, _ordered(bits[place]))
+    return _ordered(found).view(np.float32)  # type: ignore[attr-defined, no-any-return]
 
 
 @fast

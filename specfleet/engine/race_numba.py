@@ -32,6 +32,12 @@ _LOWEST = np.float32(-87.0)
 _TINY = float(np.finfo(np.float64).tiny)
 _STRETCH = 64
 """Tokens that are looked at together."""
+_PARTS = 16.0, 64.0, 256.0, 1024.0
+"""Shares of what may be cut off that are tried as a bound: the higher it is, the fewer tokens race."""
+_CAREFUL = 0.9999
+"""Sums in float32 are not exact."""
+_PART = 8192
+"""Weights that are summed up in float32 at a time."""
 
 
 @exact
@@ -75,15 +81,39 @@ def _winner(scores: Any, weights: Any, places: Any, key: Any, certain: float, ex
 @fast
 def _weigh(scores: Any, weights: Any) -> float:
     """Exponentials of `scores` into `weights`; their sum."""
-    total = 0.0
-    for begin in range(0, len(scores), _STRETCH):
-        part = np.float32(0.0)
-        for token in range(begin, min(begin + _STRETCH, len(scores))):
-            weight = exp(max(scores[token], _LOWEST))
-            weights[token] = weight
-            part += weight
-        total += np.float64(part)
-    return total
+    total = np.float32(0.0)
+    for token in range(len(scores)):
+        weight = exp(max(scores[token], _LOWEST))
+        weights[token] = weight
+        total += weight
+    return np.float64(total)
+
+
+@fast
+def _below(weights: Any, bound: float) -> float:
+    """The sum of those below it."""
+    total = np.float32(0.0)
+    for place in range(len(weights)):
+        total += weights[place] if weights[place] < bound else np.float32(0.0)
+    return np.float64(total)
+
+
+@exact
+def _cut_off(weights: Any, spare: float) -> float:
+    """A bound below which all together weigh no more than `spare`. So do those of an even part of it, however many."""
+    for part in _PARTS:
+        if part < len(weights) and _below(weights, np.float32(spare / part)) < spare * _CAREFUL:
+            return spare / part  # type: ignore[no-any-return]
+    return spare / len(weights)  # type: ignore[no-any-return]
+
+
+@fast
+def _count(weights: Any, least: float) -> int:
+    """How many are not below it."""
+    count = np.int32(0)
+    for place in range(len(weights)):
+        count += np.int32(weights[place] >= least)
+    return count
 
 
 @exact
@@ -92,7 +122,7 @@ def _takers(scores: Any, weights: Any, least_score: float, least_weight: float, 
     count, vocabulary = 0, len(scores)
     for begin in range(0, vocabulary, _STRETCH):
         end = min(begin + _STRETCH, vocabulary)
-        if largest(weights[begin:end]) >= least_weight:
+        if _count(weights[begin:end], least_weight):
             for token in range(begin, end):
                 places[count] = token
                 count += int(weights[token] >= least_weight) & int(scores[token] >= least_score)
@@ -122,13 +152,15 @@ def race(
         own, top = logits[row], largest(logits[row])
         for token in range(vocabulary):
             scores[token] = (own[token] - top) / temperature
-        total = _weigh(scores, weights)
+        total = 0.0
+        for begin in range(0, vocabulary, _PART):
+            total += _weigh(scores[begin : begin + _PART], weights[begin : begin + _PART])
         certain, least_weight = np.inf, np.float32(0.0)
         if top_p < 1.0:
             spare = (1.0 - top_p) * total
-            # What all weigh, less what may be cut off. Tokens of an even part of that may: together they do not exceed it.
+            # What all weigh, less what may be cut off.
             certain = max(total - spare, _TINY)
-            least_weight = np.float32(min(spare / vocabulary, 1.0))
+            least_weight = np.float32(min(_cut_off(weights, spare), 1.0))
         count = _takers(scores, weights, least_score, least_weight, places)
         found = _winner(scores, weights, places[:count], keys[row], certain, _NOBODY)
         first[row] = found
