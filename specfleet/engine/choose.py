@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from operator import eq
 
+import numpy as np
 import torch
 
 from specfleet.core.errors import InternalError
@@ -202,7 +203,8 @@ class Chooser:
         )
 
     def _rows(self, members: Iterable[Choice]) -> torch.Tensor:
-        return torch.tensor([row for choice in members for row in choice.rows], device=self.device)
+        rows = np.array([row for choice in members for row in choice.rows])  # torch takes a list number by number
+        return torch.from_numpy(rows).to(self.device)
 
     def _keys(self, members: Sequence[Choice]) -> torch.Tensor:
         pairs = [(c.item.sampling.seed or 0, position) for c in members for position in c.positions]
