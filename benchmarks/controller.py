@@ -48,6 +48,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5, help="plays of each load")
     parser.add_argument("--max-step-tokens", type=int, default=512)
     arguments = parser.parse_args()
+    for name in ("steps", "rounds", "max_step_tokens"):
+        if getattr(arguments, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} is {getattr(arguments, name)}, must be at least 1")
     report = Report("controller")
     loads = [(sessions, classes) for sessions in SIZES for classes in (False, True)]
     plays: dict[tuple[int, bool], list[Play]] = {load: [] for load in loads}
