@@ -35,6 +35,10 @@ class Settled:
     """The first guess that the text contradicts."""
     instead: int | None = None
     """What the text says in its place."""
+    beside: Sequence[Guess] = ()
+    """Of branches beside that the text has decided against."""
+    taken: bool = False
+    """One of those is what was guessed from now on."""
 
     @property
     def alternatives(self) -> tuple[int, int, int]:
@@ -57,6 +61,7 @@ class Branch:
     __slots__ = (
         "ahead",
         "belief",
+        "beside",
         "known",
         "sent",
         "survival",
@@ -72,6 +77,8 @@ class Branch:
         self.ahead: list[Guess] = []
         self.sent = 0
         """How many of `ahead` were sent."""
+        self.beside: list[tuple[int, list[Guess]]] = []
+        """Other branches that were sent: position and guesses of each."""
         self.survival = 1.0
         """Estimated chance that all guesses ahead are right."""
         self.version = 0
@@ -110,12 +117,40 @@ class Branch:
         else:
             self.survival = math.prod([guess.chance for guess in ahead]) if ahead else 1.0
         self.belief += tokens[right:]
+        if self.beside:
+            self._decide(settled, start + right)
         return settled
+
+    def _decide(self, settled: Settled, place: int) -> None:
+        """What becomes of branches beside once the text agrees with this one up to `place`, and contradicts it there if it
+        does at all: those that begin before it are wrong, and behind it stand on what is wrong. So says the verifier."""
+        wrong, kept = settled.wrong is not None, []
+        for position, guesses in self.beside:
+            tokens = [guess.token for guess in guesses]
+            behind = self.known - position
+            if (
+                wrong
+                and position == place
+                and agreeing(tokens, self.belief[position : self.known]) == min(len(tokens), behind)
+            ):
+                settled.overtaken = [*settled.overtaken, *guesses[:behind]]
+                self.ahead += guesses[behind:]
+                self.sent = len(self.ahead)
+                self.survival = math.prod([guess.chance for guess in self.ahead])
+                settled.taken = bool(self.ahead)
+            elif wrong or position < place:
+                settled.beside = [*settled.beside, *guesses]
+            else:
+                kept.append((position, guesses))
+        self.belief += [guess.token for guess in self.ahead] if settled.taken else []
+        self.beside = kept
 
     def finish(self) -> Settled:
         """No verdict will come any more."""
         settled = Settled()
         self._abandon(settled, self.known)
+        settled.beside = [guess for _, guesses in self.beside for guess in guesses]
+        self.beside.clear()
         return settled
 
     def _abandon(self, settled: Settled, position: int) -> None:

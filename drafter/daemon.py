@@ -140,7 +140,9 @@ def _speculator(config: DrafterConfig, stack: AsyncExitStack) -> Speculator:
         engine = _engine(config)
         stack.callback(engine.shutdown)
         engine.warm_up()
-    batcher = DraftBatcher(engine, measure=config.early_stop, runners_up=config.trees)
+    batcher = DraftBatcher(
+        engine, measure=config.early_stop, runners_up=config.trees or (config.ahead and config.early_stop)
+    )
     task = asyncio.create_task(batcher.run())
     task.add_done_callback(_batcher_ended)
     stack.callback(task.cancel)

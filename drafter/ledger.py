@@ -107,6 +107,8 @@ class Ledger:
         if settled.wrong is not None:
             # Of the stale ones the verifier had so many when it left them out.
             self._drop(settled, verdict.trimmed, "contradicted")
+        else:
+            self._drop_beside(settled.beside, "contradicted")
         if self._beside:
             self._settle_alternatives(settled, verdict)
 
@@ -152,6 +154,12 @@ class Ledger:
             self._observer.discarded(reason, len(settled.stale))
         if settled.unsent:
             self.discard(reason, settled.unsent)
+        self._drop_beside(settled.beside, reason)
+
+    def _drop_beside(self, guesses: Sequence[Guess], reason: str) -> None:
+        if guesses:
+            self._observer.discarded(reason, len(guesses))
+            self._fate("stale", guesses)
 
     def _fate(self, fate: str, guesses: Sequence[Guess], used: bool = False) -> None:
         if not guesses:

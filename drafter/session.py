@@ -63,6 +63,10 @@ BETWEEN_BRANCHES = 0.125
 """Of the guesses that a branch in STREAM must have right before it overtakes the verifier, so many tokens of text lie between
 the beginnings of two: most end with their first guess, and a run long enough to overtake is hardly shorter for being begun
 so much later."""
+FAR_SECONDS = 0.005
+"""To the verifier and back, from which on drafts are made for what a verdict may say instead,"""
+LEAST_BESIDE = 0.03
+"""where the chance that it does is larger than that."""
 NEAR_SECONDS = 0.002
 """to there and back: it may well share the drafter's processor, and what it agrees with sooner saves it little."""
 
@@ -223,6 +227,9 @@ class DraftingSession:
             raise InternalError(f"verdict at {verdict.position}, but the text ends at {self._branch.known}")
         settled = self._branch.confirm(verdict.tokens[behind:], verdict.accepted - behind, verdict.drafted - behind)
         self._ledger.settle(settled, verdict)
+        if settled.taken:
+            self._answered, self._answered_at = self._branch.known, self._clock()
+            self._drafted = len(self._branch.ahead)
         since, now = self._granted_at, self._clock()
         if verdict.drafted and self._sent_at:
             self._observer.round_trip(now - self._sent_at)
@@ -260,7 +267,10 @@ class DraftingSession:
             while True:
                 self._changed.clear()
                 wanted = self._wanted()
-                if wanted > 0 and await self._extend(drafting, wanted):
+                place = self._place_beside()
+                if place is not None:
+                    await self._beside(drafting, stream, place)
+                elif wanted > 0 and await self._extend(drafting, wanted):
                     message = self._gathered()
                     if message is not None:
                         await stream.send(message)
@@ -273,6 +283,58 @@ class DraftingSession:
                     await self._changed.wait()
         finally:
             drafting.close()
+
+    def _place_beside(self) -> int | None:
+        """Of the guesses of this round's draft, all of them sent, the one whose runner-up is likeliest to be what the verdict
+        will say instead, if that is worth a branch of its own: while the verdict is on its way."""
+        if not self._ahead or self._early is None or self._mute or not self._matches or self._grant.mode is not ROUND:
+            return None
+        branch = self._branch
+        if self._answered != branch.known or self._pace.round_trip.value < FAR_SECONDS:
+            return None
+        done, survival, best, found = {at - branch.known for at, _ in branch.beside}, 1.0, LEAST_BESIDE, None
+        for place, guess in enumerate(branch.ahead[: self._drafted]):
+            sure = guess.confidence
+            if sure is None:
+                break
+            share = guess.runner_up_chance or sure.runner_up_share
+            chance = survival * (1.0 - guess.chance) * share
+            if chance > best and place not in done and sure.runner_up is not None:
+                best, found = chance, place
+            survival *= guess.chance
+        # The branch that goes on from all of them comes first where it is likelier.
+        if found is not None and best < branch.survival and self._wanted() > 0:
+            return None
+        return found
+
+    async def _beside(self, drafting: Drafting, stream: ClientStream, place: int) -> None:
+        """Draft what follows the runner-up at `place`, and send it: if that is what the verdict says, the next round has begun
+        before it is known here."""
+        branch, known, version = self._branch, self._branch.known, self._branch.version
+        position, guess = known + place, branch.ahead[place]
+        assert guess.confidence is not None and guess.confidence.runner_up is not None
+        text = [*branch.belief[:position], guess.confidence.runner_up]
+        useful = min(self._length, self._last - 1 - len(text))
+        start = self._clock()
+        try:
+            guesses = await drafting.draft(text, useful) if useful > 0 else []
+        except SpecfleetError as error:
+            log.warning("drafting failed", extra={"request_id": self._opening.request_id, "error": error.message})
+            self._mute = True
+            return
+        seconds = self._clock() - start
+        if guesses:
+            self._pace.draft_seconds.observe(seconds / len(guesses), start + seconds)
+        first = Guess(guess.confidence.runner_up)
+        noted = self._ledger.drafted([first, *guesses], place, seconds, True)
+        if known != branch.known or version != branch.version or self._grant.mode is not ROUND:
+            self._ledger.discard("overtaken", noted)
+            return
+        branch.beside.append((position, noted))
+        tokens = tuple(one.token for one in noted)
+        await stream.send(
+            Draft(position=position, tokens=tokens, confirmed=known, last=True, draft_seconds=seconds, beside=True)
+        )
 
     def _shadows(self) -> bool:
         """Whether it is time to score what the verifier has written alone."""
@@ -442,7 +504,7 @@ class DraftingSession:
         self._sent_at = now
         spent, self._spent = self._spent, 0.0
         tokens, survival = tuple(branch.belief[position : position + count]), self._survival(guesses)
-        return made(Draft, (position, tokens, branch.known, last, q or None, spent, survival, alternatives))
+        return made(Draft, (position, tokens, branch.known, last, q or None, spent, survival, alternatives, False))
 
     def _alternatives(self, count: int) -> tuple[Alternative, ...]:
         """Second guesses that go with the first `count` guesses that were not sent yet."""

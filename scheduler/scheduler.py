@@ -281,7 +281,7 @@ class Scheduler:
         identity: Identity | None = None
         count = 0
         worth, prefilled = 0.0, False
-        for session, fed, drafted, accepted, committed, pending, alternatives, waiting in outcome.items:
+        for session, fed, drafted, accepted, committed, pending, alternatives, waiting, complete in outcome.items:
             if fed > 1 or not committed:
                 prefilled = True
             record = known_records.get(session)
@@ -300,7 +300,7 @@ class Scheduler:
             count += committed
             record.known = known = record.known + committed
             record.computed = known - 1  # the next step decodes from the newest token
-            record.drafted, record.alternatives, record.draft_complete = pending, waiting, False
+            record.drafted, record.alternatives, record.draft_complete = pending, waiting, complete
             record.told_before, record.told_at = record.told_at, now
             record.emitted += committed
             if record.first_at is None:

@@ -174,6 +174,8 @@ class ItemOutcome(NamedTuple):
     alternatives: int = 0
     """Verified beside the draft."""
     alternatives_pending: int = 0
+    complete: bool = False
+    """What waits is a whole draft."""
 
     @property
     def tokens(self) -> int:

@@ -224,7 +224,7 @@ class BatchLoop:
             else:
                 session.computed += planned.feed
             left, others = session.pending, session.alternatives
-            outcome = (number, planned.feed, drafted, accepted, committed, left, beside, others)
+            outcome = (number, planned.feed, drafted, accepted, committed, left, beside, others, session.complete)
             outcomes.append(made(ItemOutcome, outcome))
         now = start + seconds
         shape = plan.shape if len(done) == len(plan.items) else None

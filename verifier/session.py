@@ -26,6 +26,8 @@ from specfleet.core.sequences import agreeing
 from specfleet.core.step import Alternative, DraftDistribution, StepResult
 from specfleet.core.types import BEST_EFFORT, LOCAL, FinishReason, Grant, Mode, SamplingParams, ServiceClass, Usage
 
+MAX_BRANCHES = 16
+"""Most branches kept beside what waits for one session."""
 MAX_PENDING = 64
 """Most drafted tokens kept waiting for one session; fewer near its end, where the last token is the target's own."""
 
@@ -43,6 +45,8 @@ class Session:
 
     __slots__ = (
         "_alternatives",
+        "_branches",
+        "_broken_at",
         "_complete",
         "_contradicted",
         "_cut_off",
@@ -55,6 +59,7 @@ class Session:
         "_pending_chance",
         "_pending_q",
         "_stale",
+        "_taken_at",
         "_trimmed",
         "cached_tokens",
         "can_draft",
@@ -121,6 +126,12 @@ class Session:
         """Of each, given that those before it are accepted; 1 where its drafter said nothing."""
         self._alternatives: dict[int, tuple[int, ...]] = {}
         """Other tokens for places of what waits, by position."""
+        self._branches: list[Draft] = []
+        """Kept beside what waits, until the text decides."""
+        self._broken_at = 0
+        """Position at which the text contradicted what waited, where `_contradicted`."""
+        self._taken_at = 0
+        """Length of the text that shows that the newest of them was right: who knew less went on from another one."""
         self._left = 0
         """Tokens that waited when a step began, and were left out of it."""
         self._stale = 0
@@ -183,6 +194,8 @@ class Session:
         """
         if draft.alternatives and not self._matches:
             raise InvalidRequest.field("alternatives", "must be empty where sampling has no seed")
+        if draft.beside and not self._matches:
+            raise InvalidRequest.field("beside", "must not be set where sampling has no seed")
         if draft.q is None and draft.tokens and not self._matches:
             raise InvalidRequest.field("distributions", "is empty, must have one per token where sampling has no seed")
         dropped, self._stale = self._stale, 0
@@ -190,18 +203,20 @@ class Session:
             return Offered(0, dropped + _guesses(draft))
         self._heard = draft.confirmed
         before = len(self._pending)
-        stale = dropped + self._merge(draft)
+        stale = dropped + (self._keep(draft) if draft.beside else self._merge(draft))
         pending = len(self._pending)
         # Said of a round that is over meanwhile, "no more will come" holds only if something of it is still of use. Once
         # said it holds until the next verdict: a repeated message takes nothing back.
-        if draft.last and (pending or draft.confirmed >= len(self.tokens)):
+        if draft.last and not draft.beside and (pending or draft.confirmed >= len(self.tokens)):
             self._complete = True
         return made(Offered, (pending - before if pending > before else 0, stale))
 
     def abandon(self) -> int:
         """Nothing of it will be verified any more; returns how many guesses waited, and how many were dropped as stale and
         not told of yet."""
-        lost = max(0, self._stale + self.pending + self.alternatives - self._cut_off)
+        beside = sum(map(len, (draft.tokens for draft in self._branches)))
+        self._branches.clear()
+        lost = max(0, self._stale + self.pending + self.alternatives + beside - self._cut_off)
         self._stale = self._left = self._cut_off = 0
         self._pending.clear()
         self._pending_q.clear()
@@ -247,6 +262,8 @@ class Session:
         self._left = 0
         self.computed = position + len(committed) - 1
         self._complete = False
+        if self._branches:
+            self._stale += self._decide()
         logprobs = None if result.logprobs is None else result.logprobs[: len(committed)]
         likeliest = None if result.top_logprobs is None else result.top_logprobs[: len(committed)]
         beside = result.alternative and len(committed) > accepted
@@ -298,7 +315,7 @@ class Session:
         del self._pending_q[:gone]
         del self._pending_chance[:gone]
         if contradicted:
-            self._contradicted = True
+            self._contradicted, self._broken_at = True, len(self.tokens) - len(tokens) + right
             self._trimmed = False
         return gone - right
 
@@ -310,6 +327,46 @@ class Session:
         self._alternatives = {at: tokens for at, tokens in self._alternatives.items() if start <= at < stop}
         return before - self.alternatives
 
+    def _keep(self, draft: Draft) -> int:
+        """A branch beside what waits: kept until the text has decided. Returns how many of its tokens are stale."""
+        if draft.confirmed < self._taken_at:  # beside a branch that was left
+            return len(draft.tokens)
+        if self._contradicted or draft.position < len(self.tokens):
+            return self._take(draft)
+        if not draft.tokens or len(self._branches) == MAX_BRANCHES:
+            return len(draft.tokens)
+        self._branches.append(draft)
+        return 0
+
+    def _decide(self) -> int:
+        """Take the branch that the text has turned out to go along, if there is one; returns how many tokens of others are
+        stale."""
+        stale, kept, left = 0, [], self._contradicted
+        for draft in self._branches:
+            if left or draft.position < len(self.tokens):
+                stale += self._take(draft)
+            else:
+                kept.append(draft)
+        self._branches = kept
+        return stale
+
+    def _take(self, draft: Draft) -> int:
+        """A branch about which the text has decided becomes what waits, if it is right: the text left the other one just where
+        it begins, and goes along it. Returns how many of its tokens are stale."""
+        position, known = draft.position, len(self.tokens)
+        said = draft.tokens[: known - position] if position <= known else ()
+        right = agreeing(self.tokens[position:], said)
+        if not self._contradicted or position != self._broken_at or not right:
+            return len(draft.tokens)
+        self._taken_at = position + 1
+        if right < len(said):  # it came late, and the text has left it, too
+            self._broken_at += right
+            return len(draft.tokens)
+        self._contradicted = False
+        stale = self._append(draft, known)
+        self._complete = self._complete or (draft.last and bool(self._pending))
+        return stale
+
     def _merge(self, draft: Draft) -> int:
         """Merge a draft into what waits; returns how many of its tokens were stale."""
         known, start, pending = len(self.tokens), draft.position, len(self._pending)
@@ -317,7 +374,7 @@ class Session:
             # A drafter that was contradicted begins again behind the text that it has seen confirmed. Until it does, what
             # it sends goes on from what was wrong, however much of the text it may have seen meanwhile.
             self._contradicted = False
-        elif self._contradicted:
+        elif self._contradicted or draft.confirmed < self._taken_at:
             return _guesses(draft)
         if start > known + pending:
             if draft.confirmed >= known and not self._trimmed:
@@ -328,8 +385,9 @@ class Session:
             return _guesses(draft)
         if start < known:
             said = draft.tokens[: known - start]
-            if said != tuple(self.tokens[start : start + len(said)]):
-                self._contradicted = True
+            right = agreeing(self.tokens[start:], said)
+            if right < len(said):
+                self._contradicted, self._broken_at = True, start + right
                 return _guesses(draft)
         return self._append(draft, known)
 

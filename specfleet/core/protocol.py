@@ -60,6 +60,8 @@ class Draft(NamedTuple):
     """Estimated chance that each token is accepted, given all text before `position`; None where nothing is known."""
     alternatives: tuple[Alternative, ...] = ()
     """Second guesses for places of `tokens`; match rule only."""
+    beside: bool = False
+    """Another branch than the one that waits, kept beside it until the text has decided between them; match rule only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from specfleet.v1 import common_pb2 as specfleet_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fspecfleet/v1/verification.proto\x12\x0cspecfleet.v1\x1a\x19specfleet/v1/common.proto\"\xb2\x01\n\rVerifyRequest\x12\"\n\x04open\x18\x01 \x01(\x0b\x32\x12.specfleet.v1.OpenH\x00\x12$\n\x05\x64raft\x18\x02 \x01(\x0b\x32\x13.specfleet.v1.DraftH\x00\x12&\n\x06shadow\x18\x03 \x01(\x0b\x32\x14.specfleet.v1.ShadowH\x00\x12$\n\x05\x63lose\x18\x04 \x01(\x0b\x32\x13.specfleet.v1.CloseH\x00\x42\t\n\x07message\"\x99\x01\n\x0eVerifyResponse\x12&\n\x06opened\x18\x01 \x01(\x0b\x32\x14.specfleet.v1.OpenedH\x00\x12(\n\x07verdict\x18\x02 \x01(\x0b\x32\x15.specfleet.v1.VerdictH\x00\x12*\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x16.specfleet.v1.FinishedH\x00\x42\t\n\x07message\"\xc7\x02\n\x04Open\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x03 \x03(\r\x12\x18\n\x10output_token_ids\x18\x04 \x03(\r\x12.\n\x08sampling\x18\x05 \x01(\x0b\x32\x1c.specfleet.v1.SamplingParams\x12\x15\n\rservice_class\x18\x06 \x01(\t\x12\x19\n\x11vocabulary_digest\x18\x07 \x01(\x0c\x12\x1c\n\x14vocabulary_checksums\x18\x08 \x01(\x0c\x12\r\n\x05model\x18\t \x01(\t\x12\x11\n\tcan_draft\x18\n \x01(\x08\x12\x1f\n\x17\x64raft_seconds_per_token\x18\x0b \x01(\x02\x12\x1a\n\x12round_trip_seconds\x18\x0c \x01(\x02\"\xdf\x01\n\x05\x44raft\x12\x10\n\x08position\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x11\n\tconfirmed\x18\x03 \x01(\r\x12\x0c\n\x04last\x18\x04 \x01(\x08\x12\x36\n\rdistributions\x18\x05 \x03(\x0b\x32\x1f.specfleet.v1.DraftDistribution\x12\x15\n\rdraft_seconds\x18\x06 \x01(\x02\x12\x10\n\x08survival\x18\x07 \x03(\x02\x12/\n\x0c\x61lternatives\x18\x08 \x03(\x0b\x32\x19.specfleet.v1.Alternative\"/\n\x0b\x41lternative\x12\x0e\n\x06offset\x18\x01 \x01(\r\x12\x10\n\x08token_id\x18\x02 \x01(\r\"=\n\x11\x44raftDistribution\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x15\n\rprobabilities\x18\x02 \x03(\x02\"]\n\x06Shadow\x12\x10\n\x08position\x18\x01 \x01(\r\x12\x0e\n\x06tested\x18\x02 \x01(\r\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\r\x12\x1f\n\x17\x64raft_seconds_per_token\x18\x04 \x01(\x02\"\x07\n\x05\x43lose\"c\n\x05Grant\x12 \n\x04mode\x18\x01 \x01(\x0e\x32\x12.specfleet.v1.Mode\x12\x0e\n\x06length\x18\x02 \x01(\r\x12\x14\n\x0c\x61lternatives\x18\x03 \x01(\r\x12\x12\n\ntoken_cost\x18\x04 \x01(\x02\"\xa8\x01\n\x06Opened\x12\"\n\x05grant\x18\x01 \x01(\x0b\x32\x13.specfleet.v1.Grant\x12\"\n\x05model\x18\x02 \x01(\x0b\x32\x13.specfleet.v1.Model\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\x12\x10\n\x08verifier\x18\x05 \x01(\t\x12\x16\n\x0ewaited_seconds\x18\x06 \x01(\x01\"\x9f\x02\n\x07Verdict\x12\x10\n\x08position\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x0f\n\x07\x64rafted\x18\x03 \x01(\r\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x04 \x01(\r\x12\"\n\x05grant\x18\x05 \x01(\x0b\x32\x13.specfleet.v1.Grant\x12\x10\n\x08logprobs\x18\x06 \x03(\x02\x12 \n\x04mode\x18\x07 \x01(\x0e\x32\x12.specfleet.v1.Mode\x12\x0f\n\x07trimmed\x18\x08 \x01(\r\x12\x14\n\x0c\x61lternatives\x18\t \x01(\r\x12\x1c\n\x14\x61lternative_accepted\x18\n \x01(\x08\x12/\n\x0ctop_logprobs\x18\x0b \x03(\x0b\x32\x19.specfleet.v1.TopLogprobs\"Z\n\x08\x46inished\x12*\n\x06reason\x18\x01 \x01(\x0e\x32\x1a.specfleet.v1.FinishReason\x12\"\n\x05usage\x18\x02 \x01(\x0b\x32\x13.specfleet.v1.Usage\"\x11\n\x0fGetModelRequest\"6\n\x10GetModelResponse\x12\"\n\x05model\x18\x01 \x01(\x0b\x32\x13.specfleet.v1.Model\"\x10\n\x0eGetLoadRequest\"`\n\x0fGetLoadResponse\x12\r\n\x05queue\x18\x01 \x01(\r\x12\x10\n\x08sessions\x18\x02 \x01(\r\x12\x16\n\x0e\x66ree_kv_tokens\x18\x03 \x01(\x04\x12\x14\n\x0cstep_seconds\x18\x04 \x01(\x02\"\x15\n\x13GetTokenizerRequest\":\n\x14GetTokenizerResponse\x12\x11\n\tfile_name\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x0c\x32\xca\x02\n\x13VerificationService\x12G\n\x06Verify\x12\x1b.specfleet.v1.VerifyRequest\x1a\x1c.specfleet.v1.VerifyResponse(\x01\x30\x01\x12I\n\x08GetModel\x12\x1d.specfleet.v1.GetModelRequest\x1a\x1e.specfleet.v1.GetModelResponse\x12\x46\n\x07GetLoad\x12\x1c.specfleet.v1.GetLoadRequest\x1a\x1d.specfleet.v1.GetLoadResponse\x12W\n\x0cGetTokenizer\x12!.specfleet.v1.GetTokenizerRequest\x1a\".specfleet.v1.GetTokenizerResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fspecfleet/v1/verification.proto\x12\x0cspecfleet.v1\x1a\x19specfleet/v1/common.proto\"\xb2\x01\n\rVerifyRequest\x12\"\n\x04open\x18\x01 \x01(\x0b\x32\x12.specfleet.v1.OpenH\x00\x12$\n\x05\x64raft\x18\x02 \x01(\x0b\x32\x13.specfleet.v1.DraftH\x00\x12&\n\x06shadow\x18\x03 \x01(\x0b\x32\x14.specfleet.v1.ShadowH\x00\x12$\n\x05\x63lose\x18\x04 \x01(\x0b\x32\x13.specfleet.v1.CloseH\x00\x42\t\n\x07message\"\x99\x01\n\x0eVerifyResponse\x12&\n\x06opened\x18\x01 \x01(\x0b\x32\x14.specfleet.v1.OpenedH\x00\x12(\n\x07verdict\x18\x02 \x01(\x0b\x32\x15.specfleet.v1.VerdictH\x00\x12*\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x16.specfleet.v1.FinishedH\x00\x42\t\n\x07message\"\xc7\x02\n\x04Open\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x03 \x03(\r\x12\x18\n\x10output_token_ids\x18\x04 \x03(\r\x12.\n\x08sampling\x18\x05 \x01(\x0b\x32\x1c.specfleet.v1.SamplingParams\x12\x15\n\rservice_class\x18\x06 \x01(\t\x12\x19\n\x11vocabulary_digest\x18\x07 \x01(\x0c\x12\x1c\n\x14vocabulary_checksums\x18\x08 \x01(\x0c\x12\r\n\x05model\x18\t \x01(\t\x12\x11\n\tcan_draft\x18\n \x01(\x08\x12\x1f\n\x17\x64raft_seconds_per_token\x18\x0b \x01(\x02\x12\x1a\n\x12round_trip_seconds\x18\x0c \x01(\x02\"\xef\x01\n\x05\x44raft\x12\x10\n\x08position\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x11\n\tconfirmed\x18\x03 \x01(\r\x12\x0c\n\x04last\x18\x04 \x01(\x08\x12\x36\n\rdistributions\x18\x05 \x03(\x0b\x32\x1f.specfleet.v1.DraftDistribution\x12\x15\n\rdraft_seconds\x18\x06 \x01(\x02\x12\x10\n\x08survival\x18\x07 \x03(\x02\x12/\n\x0c\x61lternatives\x18\x08 \x03(\x0b\x32\x19.specfleet.v1.Alternative\x12\x0e\n\x06\x62\x65side\x18\t \x01(\x08\"/\n\x0b\x41lternative\x12\x0e\n\x06offset\x18\x01 \x01(\r\x12\x10\n\x08token_id\x18\x02 \x01(\r\"=\n\x11\x44raftDistribution\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x15\n\rprobabilities\x18\x02 \x03(\x02\"]\n\x06Shadow\x12\x10\n\x08position\x18\x01 \x01(\r\x12\x0e\n\x06tested\x18\x02 \x01(\r\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\r\x12\x1f\n\x17\x64raft_seconds_per_token\x18\x04 \x01(\x02\"\x07\n\x05\x43lose\"c\n\x05Grant\x12 \n\x04mode\x18\x01 \x01(\x0e\x32\x12.specfleet.v1.Mode\x12\x0e\n\x06length\x18\x02 \x01(\r\x12\x14\n\x0c\x61lternatives\x18\x03 \x01(\r\x12\x12\n\ntoken_cost\x18\x04 \x01(\x02\"\xa8\x01\n\x06Opened\x12\"\n\x05grant\x18\x01 \x01(\x0b\x32\x13.specfleet.v1.Grant\x12\"\n\x05model\x18\x02 \x01(\x0b\x32\x13.specfleet.v1.Model\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\x12\x10\n\x08verifier\x18\x05 \x01(\t\x12\x16\n\x0ewaited_seconds\x18\x06 \x01(\x01\"\x9f\x02\n\x07Verdict\x12\x10\n\x08position\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x0f\n\x07\x64rafted\x18\x03 \x01(\r\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x04 \x01(\r\x12\"\n\x05grant\x18\x05 \x01(\x0b\x32\x13.specfleet.v1.Grant\x12\x10\n\x08logprobs\x18\x06 \x03(\x02\x12 \n\x04mode\x18\x07 \x01(\x0e\x32\x12.specfleet.v1.Mode\x12\x0f\n\x07trimmed\x18\x08 \x01(\r\x12\x14\n\x0c\x61lternatives\x18\t \x01(\r\x12\x1c\n\x14\x61lternative_accepted\x18\n \x01(\x08\x12/\n\x0ctop_logprobs\x18\x0b \x03(\x0b\x32\x19.specfleet.v1.TopLogprobs\"Z\n\x08\x46inished\x12*\n\x06reason\x18\x01 \x01(\x0e\x32\x1a.specfleet.v1.FinishReason\x12\"\n\x05usage\x18\x02 \x01(\x0b\x32\x13.specfleet.v1.Usage\"\x11\n\x0fGetModelRequest\"6\n\x10GetModelResponse\x12\"\n\x05model\x18\x01 \x01(\x0b\x32\x13.specfleet.v1.Model\"\x10\n\x0eGetLoadRequest\"`\n\x0fGetLoadResponse\x12\r\n\x05queue\x18\x01 \x01(\r\x12\x10\n\x08sessions\x18\x02 \x01(\r\x12\x16\n\x0e\x66ree_kv_tokens\x18\x03 \x01(\x04\x12\x14\n\x0cstep_seconds\x18\x04 \x01(\x02\"\x15\n\x13GetTokenizerRequest\":\n\x14GetTokenizerResponse\x12\x11\n\tfile_name\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x0c\x32\xca\x02\n\x13VerificationService\x12G\n\x06Verify\x12\x1b.specfleet.v1.VerifyRequest\x1a\x1c.specfleet.v1.VerifyResponse(\x01\x30\x01\x12I\n\x08GetModel\x12\x1d.specfleet.v1.GetModelRequest\x1a\x1e.specfleet.v1.GetModelResponse\x12\x46\n\x07GetLoad\x12\x1c.specfleet.v1.GetLoadRequest\x1a\x1d.specfleet.v1.GetLoadResponse\x12W\n\x0cGetTokenizer\x12!.specfleet.v1.GetTokenizerRequest\x1a\".specfleet.v1.GetTokenizerResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,35 +39,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OPEN']._serialized_start=414
   _globals['_OPEN']._serialized_end=741
   _globals['_DRAFT']._serialized_start=744
-  _globals['_DRAFT']._serialized_end=967
-  _globals['_ALTERNATIVE']._serialized_start=969
-  _globals['_ALTERNATIVE']._serialized_end=1016
-  _globals['_DRAFTDISTRIBUTION']._serialized_start=1018
-  _globals['_DRAFTDISTRIBUTION']._serialized_end=1079
-  _globals['_SHADOW']._serialized_start=1081
-  _globals['_SHADOW']._serialized_end=1174
-  _globals['_CLOSE']._serialized_start=1176
-  _globals['_CLOSE']._serialized_end=1183
-  _globals['_GRANT']._serialized_start=1185
-  _globals['_GRANT']._serialized_end=1284
-  _globals['_OPENED']._serialized_start=1287
-  _globals['_OPENED']._serialized_end=1455
-  _globals['_VERDICT']._serialized_start=1458
-  _globals['_VERDICT']._serialized_end=1745
-  _globals['_FINISHED']._serialized_start=1747
-  _globals['_FINISHED']._serialized_end=1837
-  _globals['_GETMODELREQUEST']._serialized_start=1839
-  _globals['_GETMODELREQUEST']._serialized_end=1856
-  _globals['_GETMODELRESPONSE']._serialized_start=1858
-  _globals['_GETMODELRESPONSE']._serialized_end=1912
-  _globals['_GETLOADREQUEST']._serialized_start=1914
-  _globals['_GETLOADREQUEST']._serialized_end=1930
-  _globals['_GETLOADRESPONSE']._serialized_start=1932
-  _globals['_GETLOADRESPONSE']._serialized_end=2028
-  _globals['_GETTOKENIZERREQUEST']._serialized_start=2030
-  _globals['_GETTOKENIZERREQUEST']._serialized_end=2051
-  _globals['_GETTOKENIZERRESPONSE']._serialized_start=2053
-  _globals['_GETTOKENIZERRESPONSE']._serialized_end=2111
-  _globals['_VERIFICATIONSERVICE']._serialized_start=2114
-  _globals['_VERIFICATIONSERVICE']._serialized_end=2444
+  _globals['_DRAFT']._serialized_end=983
+  _globals['_ALTERNATIVE']._serialized_start=985
+  _globals['_ALTERNATIVE']._serialized_end=1032
+  _globals['_DRAFTDISTRIBUTION']._serialized_start=1034
+  _globals['_DRAFTDISTRIBUTION']._serialized_end=1095
+  _globals['_SHADOW']._serialized_start=1097
+  _globals['_SHADOW']._serialized_end=1190
+  _globals['_CLOSE']._serialized_start=1192
+  _globals['_CLOSE']._serialized_end=1199
+  _globals['_GRANT']._serialized_start=1201
+  _globals['_GRANT']._serialized_end=1300
+  _globals['_OPENED']._serialized_start=1303
+  _globals['_OPENED']._serialized_end=1471
+  _globals['_VERDICT']._serialized_start=1474
+  _globals['_VERDICT']._serialized_end=1761
+  _globals['_FINISHED']._serialized_start=1763
+  _globals['_FINISHED']._serialized_end=1853
+  _globals['_GETMODELREQUEST']._serialized_start=1855
+  _globals['_GETMODELREQUEST']._serialized_end=1872
+  _globals['_GETMODELRESPONSE']._serialized_start=1874
+  _globals['_GETMODELRESPONSE']._serialized_end=1928
+  _globals['_GETLOADREQUEST']._serialized_start=1930
+  _globals['_GETLOADREQUEST']._serialized_end=1946
+  _globals['_GETLOADRESPONSE']._serialized_start=1948
+  _globals['_GETLOADRESPONSE']._serialized_end=2044
+  _globals['_GETTOKENIZERREQUEST']._serialized_start=2046
+  _globals['_GETTOKENIZERREQUEST']._serialized_end=2067
+  _globals['_GETTOKENIZERRESPONSE']._serialized_start=2069
+  _globals['_GETTOKENIZERRESPONSE']._serialized_end=2127
+  _globals['_VERIFICATIONSERVICE']._serialized_start=2130
+  _globals['_VERIFICATIONSERVICE']._serialized_end=2460
 # @@protoc_insertion_point(module_scope)

@@ -58,7 +58,7 @@ class Open(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ..., request_id: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., output_token_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[_common_pb2.SamplingParams, _Mapping]] = ..., service_class: _Optional[str] = ..., vocabulary_digest: _Optional[bytes] = ..., vocabulary_checksums: _Optional[bytes] = ..., model: _Optional[str] = ..., can_draft: _Optional[bool] = ..., draft_seconds_per_token: _Optional[float] = ..., round_trip_seconds: _Optional[float] = ...) -> None: ...
 
 class Draft(_message.Message):
-    __slots__ = ("position", "token_ids", "confirmed", "last", "distributions", "draft_seconds", "survival", "alternatives")
+    __slots__ = ("position", "token_ids", "confirmed", "last", "distributions", "draft_seconds", "survival", "alternatives", "beside")
     POSITION_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     CONFIRMED_FIELD_NUMBER: _ClassVar[int]
@@ -67,6 +67,7 @@ class Draft(_message.Message):
     DRAFT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     SURVIVAL_FIELD_NUMBER: _ClassVar[int]
     ALTERNATIVES_FIELD_NUMBER: _ClassVar[int]
+    BESIDE_FIELD_NUMBER: _ClassVar[int]
     position: int
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     confirmed: int
@@ -75,7 +76,8 @@ class Draft(_message.Message):
     draft_seconds: float
     survival: _containers.RepeatedScalarFieldContainer[float]
     alternatives: _containers.RepeatedCompositeFieldContainer[Alternative]
-    def __init__(self, position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., confirmed: _Optional[int] = ..., last: _Optional[bool] = ..., distributions: _Optional[_Iterable[_Union[DraftDistribution, _Mapping]]] = ..., draft_seconds: _Optional[float] = ..., survival: _Optional[_Iterable[float]] = ..., alternatives: _Optional[_Iterable[_Union[Alternative, _Mapping]]] = ...) -> None: ...
+    beside: bool
+    def __init__(self, position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., confirmed: _Optional[int] = ..., last: _Optional[bool] = ..., distributions: _Optional[_Iterable[_Union[DraftDistribution, _Mapping]]] = ..., draft_seconds: _Optional[float] = ..., survival: _Optional[_Iterable[float]] = ..., alternatives: _Optional[_Iterable[_Union[Alternative, _Mapping]]] = ..., beside: _Optional[bool] = ...) -> None: ...
 
 class Alternative(_message.Message):
     __slots__ = ("offset", "token_id")

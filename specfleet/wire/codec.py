@@ -91,6 +91,7 @@ def verify_request_to_proto(message: VerifyRequest) -> verification_pb2.VerifyRe
                 alternatives=[
                     verification_pb2.Alternative(offset=one.offset, token_id=one.token) for one in message.alternatives
                 ],
+                beside=message.beside,
             )
             return verification_pb2.VerifyRequest(draft=proto)
         case Open():
@@ -179,6 +180,7 @@ def _draft_from_proto(proto: verification_pb2.Draft) -> Draft:
         draft_seconds=_seconds("draft_seconds", proto.draft_seconds),
         survival=_survival(proto.survival, len(tokens)),
         alternatives=_alternatives(proto) if proto.alternatives else (),
+        beside=proto.beside,
     )
 
 

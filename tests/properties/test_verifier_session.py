@@ -18,7 +18,7 @@ from specfleet.core.protocol import Draft, Open
 from specfleet.core.step import DraftDistribution, StepResult
 from specfleet.core.types import FinishReason, SamplingParams
 from support.engine import target_rule
-from verifier.session import MAX_PENDING, Session
+from verifier.session import MAX_BRANCHES, MAX_PENDING, Session
 
 WORDS = 3
 EOS = 9
@@ -60,7 +60,8 @@ class Sessions(RuleBasedStateMachine):
         self.cut = False
         self.taken: list[int] | None = None
         self.sent: list[Draft] = []
-        self.dropped = self.waited = 0
+        self.beside: list[Draft] = []
+        self.broken_at = self.taken_at = self.dropped = self.waited = 0
 
     # What the docstrings say, in a few lines.
 
@@ -75,15 +76,24 @@ class Sessions(RuleBasedStateMachine):
         if draft.confirmed < self.heard:
             return len(tokens)
         self.heard = draft.confirmed
+        if draft.beside:
+            if draft.confirmed < self.taken_at:
+                return len(tokens)
+            if self.contradicted or start < known:
+                return self.decided(draft)
+            if not tokens or len(self.beside) == MAX_BRANCHES:
+                return len(tokens)
+            self.beside.append(draft)
+            return 0
         if start <= draft.confirmed:
             self.contradicted = False
-        if self.contradicted:
+        elif self.contradicted or draft.confirmed < self.taken_at:
             return len(tokens)
         if start > known + len(self.waiting):
             return None if draft.confirmed >= known and not self.cut else len(tokens)
         for at, token in enumerate(tokens, start):
             if at < known and self.text[at] != token:
-                self.contradicted = True
+                self.contradicted, self.broken_at = True, at
                 return len(tokens)
         fresh, at = tokens[max(0, known - start) :], max(0, start - known)
         if self.waiting[at : at + len(fresh)] != fresh:
@@ -97,6 +107,23 @@ class Sessions(RuleBasedStateMachine):
             return lost + len(wanted) - len(self.waiting)
         return 0
 
+    def decided(self, draft: Draft) -> int:
+        """A branch beside, once the text has gone past its first place or left what waited; returns its stale tokens."""
+        tokens, said = list(draft.tokens), self.text[draft.position :]
+        if not self.contradicted or draft.position != self.broken_at or not said or said[:1] != tokens[:1]:
+            return len(tokens)
+        self.taken_at = draft.position + 1
+        for at, (one, other) in enumerate(zip(said, tokens, strict=False)):
+            if one != other:
+                self.broken_at = draft.position + at
+                return len(tokens)
+        self.contradicted = False
+        rest = tokens[len(said) :]
+        self.waiting = rest[: max(0, min(MAX_PENDING, self.last - 1 - len(self.text)))]
+        if rest:
+            self.cut = len(self.waiting) < len(rest)
+        return len(rest) - len(self.waiting)
+
     def committed(self, tokens: list[int], refused: int) -> int:
         """Returns how many were dropped without having been verified."""
         dropped = 0
@@ -105,7 +132,14 @@ class Sessions(RuleBasedStateMachine):
             if self.waiting and self.waiting.pop(0) != token:
                 dropped = max(0, 1 + len(self.waiting) - refused)
                 self.waiting, self.cut = [], False
-                self.contradicted = True
+                self.contradicted, self.broken_at = True, len(self.text) - 1
+        undecided, left = [], self.contradicted
+        for draft in self.beside:
+            if left or draft.position < len(self.text):
+                self.dropped += self.decided(draft)
+            else:
+                undecided.append(draft)
+        self.beside = undecided
         self.dropped += dropped
         return dropped
 
@@ -122,17 +156,17 @@ class Sessions(RuleBasedStateMachine):
         assert expected == stale
         self.sent.append(draft)
 
-    def draft(self, position: int, tokens: tuple[int, ...], confirmed: int, last: bool) -> Draft:
+    def draft(self, position: int, tokens: tuple[int, ...], confirmed: int, last: bool, beside: bool = False) -> Draft:
         q = tuple(map(one_hot, tokens)) if self.rejection and tokens else None
-        return Draft(position=position, tokens=tokens, confirmed=confirmed, last=last, q=q)
+        return Draft(position=position, tokens=tokens, confirmed=confirmed, last=last, q=q, beside=beside)
 
-    @rule(data=st.data(), last=st.booleans())
-    def any_draft(self, data: st.DataObject, last: bool) -> None:
+    @rule(data=st.data(), last=st.booleans(), beside=st.booleans())
+    def any_draft(self, data: st.DataObject, last: bool, beside: bool) -> None:
         end = len(self.text) + len(self.waiting)
         position = data.draw(st.integers(max(0, len(self.text) - 4), end + 1))
         tokens = tuple(data.draw(st.lists(st.integers(0, WORDS - 1), max_size=8)))
         confirmed = data.draw(st.integers(max(0, len(self.text) - 4), len(self.text) + 1))
-        self.offer(self.draft(position, tokens, confirmed, last))
+        self.offer(self.draft(position, tokens, confirmed, last, beside and not self.rejection))
 
     @rule(data=st.data(), long=st.integers(1, MAX_PENDING + 8))
     def a_continuation(self, data: st.DataObject, long: int) -> None:
@@ -176,7 +210,8 @@ class Sessions(RuleBasedStateMachine):
         elif len(self.text) == self.last:
             reason = FinishReason.LENGTH
         assert reason is self.session.finished
-        assert self.session.computed == len(self.text) - 1 and not self.session.complete
+        assert self.session.computed == len(self.text) - 1
+        assert not self.session.complete or self.waiting
         self.taken = None
 
     # What always holds.
@@ -226,10 +261,28 @@ class Honest:
         tokens = tuple(guess.token for guess in guesses)
         self.up.append((Draft(position=position, tokens=tokens, confirmed=branch.known), list(branch.belief)))
 
+    def beside(self, place: int, right: list[bool]) -> None:
+        """What follows another token at one of the places sent, mostly the target's own."""
+        branch = self.branch
+        if place >= branch.sent or any(at == branch.known + place for at, _ in branch.beside):
+            return
+        position = branch.known + place
+        text = branch.belief[:position]
+        own = target_rule(text)
+        text.append(own if own != branch.belief[position] else (own + 2) % 50)
+        for good in right:
+            text.append(target_rule(text) if good else (target_rule(text) + 1) % 50)
+        branch.beside.append((position, [Guess(token) for token in text[position:]]))
+        draft = Draft(position=position, tokens=tuple(text[position:]), confirmed=branch.known, beside=True)
+        self.up.append((draft, text))
+
     def arrive(self) -> None:
         if not self.up:
             return
         draft, belief = self.up.popleft()
+        if draft.beside:
+            self.session.offer(draft)
+            return
         before = self.session.take_draft(MAX_PENDING)[0]
         owed = self.session._stale
         stale = self.session.offer(draft).stale - owed
@@ -264,6 +317,7 @@ class Honest:
 
 MOVES = st.one_of(
     st.tuples(st.just("send"), st.lists(st.sampled_from([True, True, True, False]), max_size=4)),
+    st.tuples(st.just("beside"), st.integers(0, 3), st.lists(st.sampled_from([True, False]), max_size=4)),
     st.tuples(st.just("arrive"), st.none()),
     st.tuples(st.just("step"), st.integers(0, 6)),
     st.tuples(st.just("hear"), st.none()),
@@ -272,12 +326,19 @@ MOVES = st.one_of(
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(MOVES, max_size=60), st.integers(5, 40))
-def test_an_honest_drafter_is_understood(moves: list[tuple[str, Any]], max_tokens: int) -> None:
+def test_an_honest_drafter_is_understood(moves: list[tuple[Any, ...]], max_tokens: int) -> None:
     """However late messages are, what a drafter believes waits if the text agrees with it, is stale if not, and never a
-    gap; and the text is the target's own."""
+    gap; the text is the target's own; and once all has arrived both sides believe the same."""
     one = Honest(max_tokens)
-    for name, argument in moves:
-        getattr(one, name)(*([] if argument is None else [argument]))
+    for name, *arguments in moves:
+        getattr(one, name)(*(argument for argument in arguments if argument is not None))
+    while one.up or one.down:
+        one.arrive()
+        one.hear()
+    if one.session.finished is None:
+        waiting = one.session.take_draft(MAX_PENDING)[0]
+        believed = one.branch.belief[: one.branch.known + one.branch.sent]
+        assert believed[: one.session._last - 1] == [*one.session.tokens, *waiting]
     expected = [1, 2]
     while len(expected) < len(one.session.tokens):
         expected.append(target_rule(expected))

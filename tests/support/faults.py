@@ -137,7 +137,7 @@ class DrafterNode:
             except SpecfleetError:
                 await asyncio.sleep(0.5)
         self.engine = Engine(rng, world.draft_seconds, rule=drafter_rule(world.rightness), pages=world.draft_pages)
-        batcher = DraftBatcher(self.engine)
+        batcher = DraftBatcher(self.engine, runners_up=True)
         self.tasks = [asyncio.create_task(batcher.run())]
         model = Model(batcher, CONTEXT)
         speculators: dict[str, Speculator] = {"model": model, "ngram": Ngram(), "hybrid": Hybrid(model)}

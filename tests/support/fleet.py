@@ -80,9 +80,11 @@ async def fleet(
     observer: Observer | None = None,
     trees: bool = False,
     max_draft: int = MAX_DRAFT_TOKENS,
+    away: float = 0.0,
     **scheduling: object,
 ) -> AsyncIterator[Fleet]:
-    """A fleet of one drafter whose model is right `rightness` times in ten; or around other `engines` (target, draft)."""
+    """A fleet of one drafter whose model is right `rightness` times in ten; or around other `engines` (target, draft).
+    `away`: seconds to the verifier, and as many back."""
     fakes = (
         FakeEngine(pages=pages, delay=delay, context=context),
         FakeEngine(drafter_rule(rightness), pages=draft_pages),
@@ -93,11 +95,11 @@ async def fleet(
     target = ModelInfo("fake", len(vocabulary.tokens), vocabulary.digest(), context, eos)
     limits = Limits(kv_tokens=pages * engine.page_size, max_sessions=max_sessions, idle_seconds=5)
     verifier = Verifier(loop, target, vocabulary, {}, limits, "memory")
-    batcher = DraftBatcher(draft_engine, runners_up=trees)
+    batcher = DraftBatcher(draft_engine, runners_up=trees or early is not None)
     model = Model(batcher, 4096)
     guessers: dict[str, Speculator] = {"model": model, "ngram": Ngram(), "hybrid": Hybrid(model)}
     guesser = guessers[speculator]
-    connection = MemoryConnection(verifier)
+    connection = MemoryConnection(verifier, delay=away)
     drafter = Drafter(
         connection,
         guesser,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+from typing import Any, Protocol
 
 from specfleet.core.errors import SpecfleetError
 from specfleet.core.protocol import ServerStream, VerifyRequest, VerifyResponse
@@ -21,15 +21,27 @@ class Backend(Protocol):
 class MemoryStream:
     """Both ends of one stream; the server's end runs as a task."""
 
-    def __init__(self, seen: list[VerifyRequest]) -> None:
+    def __init__(self, seen: list[VerifyRequest], delay: float = 0.0) -> None:
+        """`delay`: seconds that each message takes."""
         self._seen = seen
+        self._delay = delay
+        self._last = 0.0
         self.up: asyncio.Queue[VerifyRequest | None] = asyncio.Queue()
         self.down: asyncio.Queue[VerifyResponse | SpecfleetError | None] = asyncio.Queue()
         self.server: asyncio.Task[None] | None = None
 
     async def send(self, message: VerifyRequest) -> None:
         self._seen.append(message)
-        self.up.put_nowait(message)
+        self.arrive(self.up, message)
+
+    def arrive(self, queue: asyncio.Queue[Any], message: Any) -> None:
+        """In order, however long it takes."""
+        if not self._delay:
+            queue.put_nowait(message)
+            return
+        loop = asyncio.get_running_loop()
+        self._last = max(loop.time() + self._delay, self._last + 1e-6)
+        loop.call_at(self._last, queue.put_nowait, message)
 
     async def receive(self) -> VerifyResponse | None:
         message = await self.down.get()
@@ -50,7 +62,7 @@ class _ServerEnd:
         return await self._stream.up.get()
 
     async def send(self, message: VerifyResponse) -> None:
-        self._stream.down.put_nowait(message)
+        self._stream.arrive(self._stream.down, message)
 
 
 class MemoryConnection:
@@ -58,7 +70,9 @@ class MemoryConnection:
 
     target = "memory"
 
-    def __init__(self, backend: Backend, identity: str = "memory") -> None:
+    def __init__(self, backend: Backend, identity: str = "memory", delay: float = 0.0) -> None:
+        """`delay`: seconds to the backend, and as many back."""
+        self.delay = delay
         self.backend = backend
         self.identity = identity
         self.streams: list[MemoryStream] = []
@@ -66,7 +80,7 @@ class MemoryConnection:
         """Everything drafters have sent."""
 
     async def verify(self) -> MemoryStream:
-        stream = MemoryStream(self.seen)
+        stream = MemoryStream(self.seen, self.delay)
         stream.server = asyncio.create_task(self._serve(stream))
         self.streams.append(stream)
         return stream
@@ -74,9 +88,9 @@ class MemoryConnection:
     async def _serve(self, stream: MemoryStream) -> None:
         try:
             await self.backend.serve(_ServerEnd(stream), self.identity)
-            stream.down.put_nowait(None)
+            stream.arrive(stream.down, None)
         except SpecfleetError as error:
-            stream.down.put_nowait(error)
+            stream.arrive(stream.down, error)
 
     async def model(self) -> ModelInfo:
         return self.backend.model()

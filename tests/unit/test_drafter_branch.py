@@ -96,3 +96,34 @@ def test_guesses_on_their_way_may_be_contradicted_before_they_land() -> None:
     assert not one.contradicts(base, version, [4])
     one.drop()
     assert one.contradicts(base, version, [4])
+
+
+def test_a_branch_beside_is_taken_where_the_text_goes_along_it() -> None:
+    """As on the verifier: what follows the target's token is ahead now, and sent; the other branches are over."""
+    one = branch((1, 2), 3, 4, 5, 6, sent=4)
+    one.beside = [(2, guesses(7, 7)), (3, guesses(8, 9, 9))]
+
+    settled = one.confirm([3, 8], accepted=1, drafted=4)
+
+    assert settled.taken
+    assert ([1, 2, 3, 8, 9, 9], 4, 2) == (one.belief, one.known, one.sent)
+    assert (guesses(7, 7), guesses(8)) == (list(settled.beside), list(settled.overtaken))
+    assert (guesses(3), guesses(4, 5, 6), []) == (list(settled.accepted), list(settled.refused), one.beside)
+
+
+def test_branches_beside_are_over_where_the_text_goes_another_way() -> None:
+    """Contradicted by the draft itself or by the target's token; one about a later place stays."""
+    one = branch((1, 2), 3, 4, 5, sent=3)
+    one.beside = [(2, guesses(7)), (4, guesses(8, 9))]
+    settled = one.confirm([3, 4], accepted=1, drafted=1)
+    assert (guesses(7), False, [5]) == (list(settled.beside), settled.taken, one.belief[one.known :])
+    settled = one.confirm([6], accepted=0, drafted=1)
+    assert (guesses(8, 9), False, [], [1, 2, 3, 4, 6]) == (list(settled.beside), settled.taken, one.beside, one.belief)
+
+
+def test_branches_beside_end_with_the_session() -> None:
+    """Nothing was made of them."""
+    one = branch((1, 2), 3, sent=1)
+    one.beside = [(2, guesses(7, 8))]
+    assert guesses(7, 8) == list(one.finish().beside)
+    assert [] == one.beside

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from contextlib import aclosing
 
@@ -183,3 +184,30 @@ async def test_a_verdict_that_agrees_finds_the_next_round_begun() -> None:
         await settled(one, books, [Open(prompt=(1, 2, 3), sampling=GREEDY)])
     assert books.early[True] > 20
     assert books.early[False] < 12
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("policy", ["fixed:4", "fixed:2", "random", "fair-goodput"])
+async def test_the_books_balance_far_away(policy: str) -> None:
+    """With drafts for what a verdict may say instead, which are worth it where it takes time to come. Texts as ever."""
+    books, early = Books(), EarlyStop()
+    async with fleet(policy, rightness=5, early=early, observer=books, delay=0.002, away=0.005) as one:
+        prompts = [(n, n + 1, n + 2) for n in range(4)]
+        await settled(one, books, [Open(prompt=prompt, sampling=GREEDY) for prompt in prompts])
+        assert [reference(prompt, 40) for prompt in prompts] == [await one.generate(prompt) for prompt in prompts]
+    sent = [message for message in one.connection.seen if isinstance(message, Draft)]
+    assert not policy.startswith("fixed") or any(message.beside for message in sent)
+
+
+@pytest.mark.asyncio
+async def test_a_round_begins_before_its_verdict_is_known() -> None:
+    """Where a verdict says what a branch beside supposed, the verifier does not wait for a draft: fewer round trips."""
+    rounds, seconds = {}, {}
+    for ahead in (False, True):
+        async with fleet("fixed:4", rightness=5, ahead=ahead, early=EarlyStop(), away=0.02) as one:
+            await one.generate((1, 2, 3))
+            start = time.monotonic()
+            _, messages = await one.collect(Open(prompt=(3, 4, 5), sampling=GREEDY))
+            seconds[ahead] = time.monotonic() - start
+            rounds[ahead] = sum(isinstance(message, Verdict) for message in messages)
+    assert seconds[True] / rounds[True] < 0.85 * seconds[False] / rounds[False]

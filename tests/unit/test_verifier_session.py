@@ -12,7 +12,7 @@ from specfleet.core.errors import InvalidRequest, PositionGap
 from specfleet.core.protocol import Draft, Open
 from specfleet.core.step import DraftDistribution, StepResult
 from specfleet.core.types import LOCAL, FinishReason, Mode, SamplingParams, Usage
-from verifier.session import MAX_PENDING, Offered, Session
+from verifier.session import MAX_BRANCHES, MAX_PENDING, Offered, Session
 
 EOS = 9
 PROMPT = (1, 2, 3)
@@ -353,3 +353,102 @@ def test_survival_is_that_of_what_waits_now() -> None:
     assert [0.5, 0.5] == pytest.approx(one.survival)
     offer(one, 5, 8, 9, confirmed=5, survival=(0.0, 0.0))
     assert [0.0, 0.0] == one.survival
+
+
+# --- branches beside what waits --------------------------------------------------------------------------------------
+
+
+def test_a_branch_beside_waits_until_the_text_goes_along_it() -> None:
+    """It takes nothing from what waits; where the target's own token is its first, the rest of it waits, as a whole draft."""
+    one = session()
+    offer(one, 3, 4, 5, 6, 7, last=True)
+    assert Offered(0, 0) == offer(one, 4, 8, 10, 11, confirmed=3, last=True, beside=True)
+    assert ([4, 5, 6, 7], True) == (waiting(one), one.complete)
+
+    step(one, 1, 4, 8)
+
+    assert ([10, 11], True) == (waiting(one), one.complete)
+
+
+def test_branches_that_the_text_does_not_go_along_are_stale() -> None:
+    """Told of with the next message, like what waited."""
+    one = session()
+    offer(one, 3, 4, 5, 6, 7, last=True)
+    offer(one, 3, 8, 8, confirmed=3, last=True, beside=True)
+    offer(one, 4, 8, 8, 8, confirmed=3, last=True, beside=True)
+
+    step(one, 1, 4, 10)
+
+    assert ([], False) == (waiting(one), one.complete)
+    assert Offered(1, 5) == offer(one, 5, 11)
+
+
+def test_a_branch_that_stands_on_what_was_wrong_is_over() -> None:
+    """Whatever the text says at its place later: another one was taken, or none was."""
+    for first in (8, 7):
+        one = session()
+        offer(one, 3, 4, 5, 6, 7, last=True)
+        offer(one, 4, first, 10, 11, confirmed=3, last=True, beside=True)
+        offer(one, 5, 12, 13, confirmed=3, last=True, beside=True)
+
+        step(one, 1, 4, 8)
+        step(one, 0, 12, drafted=len(waiting(one)))
+
+        assert [] == waiting(one)
+
+
+def test_a_branch_about_a_later_place_waits_on() -> None:
+    """A step may have verified a part of the draft only."""
+    one = session()
+    offer(one, 3, 4, 5, 6, 7, last=True)
+    offer(one, 6, 8, 10, confirmed=3, last=True, beside=True)
+
+    step(one, 1, 4, 5, drafted=1)
+    assert [6, 7] == waiting(one)
+    step(one, 1, 6, 8, drafted=2)
+
+    assert [10] == waiting(one)
+
+
+def test_a_branch_that_comes_too_late_is_an_ordinary_draft() -> None:
+    """The text has decided meanwhile: the verifier may be waiting for just that."""
+    one = session()
+    offer(one, 3, 4, 5, 6, 7, last=True)
+    step(one, 1, 4, 8)
+
+    assert Offered(0, 2) == offer(one, 3, 9, 9, confirmed=3, last=True, beside=True)
+    assert Offered(2, 0) == offer(one, 4, 8, 10, 11, confirmed=3, last=True, beside=True)
+
+    assert ([10, 11], True) == (waiting(one), one.complete)
+
+
+def test_what_goes_on_from_another_branch_does_not_disturb_the_one_taken() -> None:
+    """Its drafter did not know yet; once it does, it goes on from the branch."""
+    one = session()
+    offer(one, 3, 4, 5, 6, 7, last=True)
+    offer(one, 4, 8, 10, 11, confirmed=3, last=True, beside=True)
+    step(one, 1, 4, 8)
+
+    assert Offered(0, 2) == offer(one, 7, 2, 2, confirmed=3)
+    assert Offered(0, 2) == offer(one, 6, 12, 13, confirmed=3, beside=True)
+    assert Offered(1, 0) == offer(one, 7, 1, confirmed=5)
+
+    assert [10, 11, 1] == waiting(one)
+    step(one, 1, 10, 12, drafted=3)
+    assert [] == waiting(one)
+
+
+def test_branches_kept_are_bounded_and_given_up_with_the_session() -> None:
+    """One too many is stale at once."""
+    one = session()
+    offer(one, 3, 4, 5)
+    for number in range(MAX_BRANCHES):
+        assert Offered(0, 0) == offer(one, 4, 20 + number, 1, confirmed=3, beside=True)
+    assert Offered(0, 2) == offer(one, 4, 7, 1, confirmed=3, beside=True)
+    assert 2 + 2 * MAX_BRANCHES == one.abandon()
+
+
+def test_a_branch_beside_needs_a_text_that_can_be_but_one() -> None:
+    """By rejection no token is the only one that a verdict may say."""
+    with pytest.raises(InvalidRequest, match="beside"):
+        offer(session(temperature=1.0), 3, 4, beside=True)
