@@ -7,6 +7,7 @@ verdict contradicts is dropped when its guesses land. The mode and length grante
     LOCAL    nothing, the verifier decodes; now and then score its text, so that it knows when drafting would pay again
     ROUND    draft the granted number, or fewer where the next would not pay, send it as one message; then, while the verdict
              is on its way, draft on from its own guesses and send them as they come: where it agrees, the next round has begun
+             before it is here. And draft for what it may say instead, each beside the others, to the same end
     STREAM   draft on from its own guesses, send as they come, up to a bound beyond the confirmed text
 """
 
