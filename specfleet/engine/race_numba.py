@@ -36,7 +36,7 @@ _PARTS = 16.0, 64.0, 256.0, 1024.0
 """Shares of what may be cut off that are tried as a bound: the higher it is, the fewer tokens race."""
 _CAREFUL = 0.9999
 """Sums in float32 are not exact."""
-_PART = 8192
+_SUMMED = 8192
 """Weights that are summed up in float32 at a time."""
 
 
@@ -153,8 +153,8 @@ def race(
         for token in range(vocabulary):
             scores[token] = (own[token] - top) / temperature
         total = 0.0
-        for begin in range(0, vocabulary, _PART):
-            total += _weigh(scores[begin : begin + _PART], weights[begin : begin + _PART])
+        for begin in range(0, vocabulary, _SUMMED):
+            total += _weigh(scores[begin : begin + _SUMMED], weights[begin : begin + _SUMMED])
         certain, least_weight = np.inf, np.float32(0.0)
         if top_p < 1.0:
             spare = (1.0 - top_p) * total
