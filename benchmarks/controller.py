@@ -38,6 +38,8 @@ from specfleet.core.types import LOCAL, Grant, Mode, ServiceClass
 
 COLUMNS = ("plan_p50", "commit_p50", "both_p50", "both_p99", "least_p99")
 SIZES = (100, 1_000, 10_000)
+CHANCES = (0.9, 0.6, 0.7, 0.8) * 8
+"""What drafters say of their guesses."""
 PROFILE = StepProfile(0.03, 2e-4, 1e-7)
 CLASSES = (ServiceClass("chat", 2.0, 0.2), ServiceClass("fast", 1.0, 0.1, weight=2.0))
 
@@ -156,7 +158,14 @@ class Load:
                     length = grant.length if grant.mode is Mode.ROUND else min(grant.length, 4)
                     known = self._records[session].known
                     self.scheduler.drafted(
-                        session, length, True, self._now, tokens=length, seconds=0.005 * length, confirmed=known
+                        session,
+                        length,
+                        True,
+                        self._now,
+                        tokens=length,
+                        seconds=0.005 * length,
+                        confirmed=known,
+                        chances=CHANCES[:length],
                     )
             if step >= 50:
                 plans.append(planned)
@@ -205,7 +214,7 @@ def bare_step(steps: int, sessions: int = 1_000, verdicts: int = 512) -> dict[st
         start = time.perf_counter()
         grants = {}
         tokens: dict[int, int] = {}
-        for session, _, _, _, committed, pending, _, _ in outcomes:
+        for session, _, _, _, committed, pending, _, _, _, _ in outcomes:
             record = records[session]
             record.computed = record.known
             record.known += committed

@@ -37,11 +37,11 @@ class StepBudget:
         return StepShape(self._most - self.tokens - self._drafted, self._cached, self._pairs - self._drafted_pairs)
 
     def verify(self, record: SessionRecord, spare: int = 0, draft: int | None = None) -> bool:
-        """Take a session that has one token to decode from, with as much of its draft as it was granted and fits, or at most
-        `draft` tokens of it. `spare` tokens of the step stay for others."""
+        """Take a session that has one token to decode from, with as much of its draft as it was granted, is not doubtful and
+        fits, or at most `draft` tokens of it. `spare` tokens of the step stay for others."""
         behind = record.known - record.computed
         left = self.tokens - spare - behind
-        drafted = record.drafted
+        drafted = record.drafted - record.doubtful
         if drafted:
             most = record.grant.length  # 0 in LOCAL
             if draft is not None and draft < most:

@@ -8,6 +8,7 @@ of throughput (algorithms.md, section 9).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 PRIOR = 0.7
 """Acceptance before anybody has drafted anything."""
@@ -42,11 +43,11 @@ class AcceptancePool:
 class Acceptance:
     """The chance that a session's next drafted token is accepted, given that those before it were."""
 
-    __slots__ = ("_accepted", "_pool", "_tested", "unguessed")
+    __slots__ = ("_accepted", "_claimed", "_pool", "_tested", "unguessed")
 
     def __init__(self, pool: AcceptancePool) -> None:
         self._pool = pool
-        self._accepted = self._tested = 0.0
+        self._accepted = self._tested = self._claimed = 0.0
         self.unguessed = 0
         """Tokens that went by without a guess since the last one: with them, what is known of the session fades into what is
         known of all, so that whoever was hopeless once is tried again."""
@@ -63,11 +64,21 @@ class Acceptance:
         """Share of what is known of the session that has not faded."""
         return math.pow(2.0, -self.unguessed / FADING) if self.unguessed else 1.0
 
-    def verified(self, drafted: int, accepted: int) -> None:
-        """A round: of `drafted` verified tokens the first `accepted` were right. No drafted token, no observation."""
+    @property
+    def trust(self) -> float:
+        """What a chance that its drafter tells is to be multiplied with: right tokens over what it said there would be. So
+        nobody has a larger share of a step for saying more than holds."""
+        return (self._accepted + SHRINKAGE) / (self._claimed + SHRINKAGE)
+
+    def verified(self, drafted: int, accepted: int, chances: Sequence[float] = ()) -> None:
+        """A round: of `drafted` verified tokens the first `accepted` were right, where their drafter had told these `chances`
+        of them, if it tells any. No drafted token, no observation."""
         tested = accepted + (accepted < drafted)
         if tested:
             self.reported(accepted, tested)
+            if chances:
+                said = chances[:tested]
+                self._claimed += sum(said) - min(accepted, len(said))
             self._pool.observe(accepted, tested)
 
     def reported(self, accepted: int, tested: int) -> None:
@@ -78,6 +89,7 @@ class Acceptance:
             self.unguessed = 0
             self._accepted = keep * (self._accepted * before) + accepted
             self._tested = keep * (self._tested * before) + tested
+            self._claimed = keep * (self._claimed * before) + accepted
 
 
 def expected_tokens(acceptance: float, length: int) -> float:

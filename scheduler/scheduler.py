@@ -175,10 +175,11 @@ class Scheduler:
         seconds: float = 0.0,
         alternatives: int = 0,
         confirmed: int = 0,
+        chances: Sequence[float] = (),
     ) -> None:
         """`pending` drafted tokens now wait behind the session's text, with `alternatives` beside them; `complete` if no more
-        will come. The message that said so brought `tokens` tokens, drafted in `seconds` by one who knew `confirmed` tokens
-        of the text."""
+        will come. `chances`, where the drafter tells them, are that each is right where those before it are. The message that
+        said so brought `tokens` tokens, drafted in `seconds` by one who knew `confirmed` tokens of the text."""
         record = self._records[session]
         waited = record.waits
         if tokens and record.drafts:  # a session's first draft has taken the time of its whole prompt
@@ -191,7 +192,7 @@ class Scheduler:
             record.round_trip.at_most(now - heard - (0.0 if record.drafts else seconds))
         record.drafts = record.drafts or tokens > 0
         was_ready = not waited or now >= record.draft_deadline
-        record.drafted, record.draft_complete, record.alternatives = pending, complete, alternatives
+        record.waiting(pending, alternatives, complete, chances, self._token_cost)
         if not was_ready:
             record.ready_at = now
         if waited or record.waits:
@@ -281,7 +282,8 @@ class Scheduler:
         identity: Identity | None = None
         count = 0
         worth, prefilled = 0.0, False
-        for session, fed, drafted, accepted, committed, pending, alternatives, waiting, complete in outcome.items:
+        for item in outcome.items:
+            session, fed, drafted, accepted, committed, pending, alternatives, waiting, complete, chances = item
             if fed > 1 or not committed:
                 prefilled = True
             record = known_records.get(session)
@@ -300,15 +302,15 @@ class Scheduler:
             count += committed
             record.known = known = record.known + committed
             record.computed = known - 1  # the next step decodes from the newest token
-            record.drafted, record.alternatives, record.draft_complete = pending, waiting, complete
+            if drafted:
+                record.acceptance.verified(drafted, accepted, record.chances)
+            elif record.can_draft:
+                record.acceptance.unguessed += committed
+            record.waiting(pending, waiting, complete, chances, self._token_cost)
             record.told_before, record.told_at = record.told_at, now
             record.emitted += committed
             if record.first_at is None:
                 record.first_at = now
-            if drafted:
-                record.acceptance.verified(drafted, accepted)
-            elif record.can_draft:
-                record.acceptance.unguessed += committed
             if record.promised:
                 record.schedule()
                 record.tokens_per_verdict.observe(committed)

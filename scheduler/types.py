@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from scheduler.estimators import Acceptance, AcceptancePool, Smoothed
+from scheduler.estimators import HIGHEST, Acceptance, AcceptancePool, Smoothed
 from scheduler.identities import UNLIMITED, Identity
 from scheduler.step_time import StepShape
 from specfleet.core.types import BEST_EFFORT, LOCAL, Grant, Mode, ServiceClass
@@ -42,6 +43,10 @@ class SessionRecord:
     grant: Grant = LOCAL
     drafted: int = 0
     """Drafted tokens that wait to be verified."""
+    chances: Sequence[float] = ()
+    """Of the first of them, that each is right where those before it are, as its drafter says."""
+    doubtful: int = 0
+    """The last so many of them are too unlikely for what verifying them costs everybody."""
     alternatives: int = 0
     """Alternatives that wait beside them."""
     draft_complete: bool = False
@@ -112,7 +117,28 @@ class SessionRecord:
     @property
     def offered(self) -> int:
         """Drafted tokens that its next step should verify."""
-        return min(self.drafted, self.grant.length)  # 0 in LOCAL
+        return min(self.drafted - self.doubtful, self.grant.length)  # 0 in LOCAL
+
+    def chance(self, place: int) -> float:
+        """That the drafted token in this place is right where those before it are."""
+        acceptance = self.acceptance
+        if place >= len(self.chances):
+            return acceptance.rate
+        chance = self.chances[place] * acceptance.trust
+        return chance if chance < HIGHEST else HIGHEST
+
+    def waiting(self, drafted: int, alternatives: int, complete: bool, chances: Sequence[float], cost: float) -> None:
+        """What waits to be verified from now on, when a token of a step costs everybody `cost` tokens of text. The first
+        drafted one is never too unlikely: else nobody would see that it is right after all."""
+        self.drafted, self.alternatives, self.draft_complete = drafted, alternatives, complete
+        self.chances, self.doubtful = chances, 0
+        if chances:
+            survival, trust = 1.0, self.acceptance.trust
+            for place, chance in enumerate(chances):
+                survival *= chance * trust
+                if survival < cost and place:
+                    self.doubtful = drafted - place
+                    break
 
     @property
     def weight(self) -> float:
@@ -176,6 +202,8 @@ class ItemOutcome(NamedTuple):
     alternatives_pending: int = 0
     complete: bool = False
     """What waits is a whole draft."""
+    chances: Sequence[float] = ()
+    """Of each drafted token that waits (`SessionRecord.chances`)."""
 
     @property
     def tokens(self) -> int:

@@ -113,6 +113,7 @@ class BatchLoop:
                 seconds=draft.draft_seconds,
                 alternatives=session.alternatives,
                 confirmed=draft.confirmed,
+                chances=session.chances,
             )
             self._wake.set()
         elif session not in self._arrivals:
@@ -223,8 +224,8 @@ class BatchLoop:
                 accepted, committed = verdict.accepted, len(verdict.tokens)
             else:
                 session.computed += planned.feed
-            left, others = session.pending, session.alternatives
-            outcome = (number, planned.feed, drafted, accepted, committed, left, beside, others, session.complete)
+            left, others, complete, chances = session.pending, session.alternatives, session.complete, session.chances
+            outcome = (number, planned.feed, drafted, accepted, committed, left, beside, others, complete, chances)
             outcomes.append(made(ItemOutcome, outcome))
         now = start + seconds
         shape = plan.shape if len(done) == len(plan.items) else None
@@ -308,7 +309,12 @@ class BatchLoop:
         )
         if session.pending or session.complete:
             self._scheduler.drafted(
-                session.number, session.pending, session.complete, now, alternatives=session.alternatives
+                session.number,
+                session.pending,
+                session.complete,
+                now,
+                alternatives=session.alternatives,
+                chances=session.chances,
             )
         self._observer.session_opened(bool(session.resumed_length))
         granted = self._grant(session, grant)

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from itertools import accumulate
-from operator import mul
 from typing import NamedTuple
 
 from specfleet.core.errors import InvalidRequest, PositionGap
@@ -161,9 +159,10 @@ class Session:
         return sum(map(len, self._alternatives.values())) if self._alternatives else 0
 
     @property
-    def survival(self) -> list[float]:
-        """Estimated chance of each waiting token that it and all before it are accepted, so that a tail can be cut."""
-        return list(accumulate(self._pending_chance, mul))
+    def chances(self) -> tuple[float, ...]:
+        """Of each waiting token, that it is right where those before it are. They end with the first one of which the drafter
+        has said nothing."""
+        return tuple(self._pending_chance) if self._pending_chance else ()
 
     @property
     def complete(self) -> bool:
@@ -415,7 +414,9 @@ class Session:
                 self._alternatives[there] = (*self._alternatives.get(there, ()), one.token)
             lost += place >= room
         pending[at:] = fresh[:room]
-        self._pending_chance[at:] = _conditional(draft)[skip : skip + room]
+        del self._pending_chance[at:]
+        if len(self._pending_chance) == at:
+            self._pending_chance += _conditional(draft)[skip : skip + room]
         if draft.q is not None:
             self._pending_q[at:] = draft.q[skip:][:room]
         return lost
@@ -426,11 +427,10 @@ def _guesses(draft: Draft) -> int:
 
 
 def _conditional(draft: Draft) -> list[float]:
-    """The chance of each drafted token, given that those before it are accepted: ratios of neighbouring survivals."""
-    if draft.survival is None:
-        return [1.0] * len(draft.tokens)
+    """The chance of each drafted token, given that those before it are accepted: ratios of neighbouring survivals. Of none
+    where the drafter says nothing."""
     found, before = [], 1.0
-    for survival in draft.survival:
+    for survival in draft.survival or ():
         found.append(survival / before if before else 0.0)
         before = survival
     return found

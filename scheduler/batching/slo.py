@@ -126,8 +126,8 @@ def _take_all(ready: Ready, budget: StepBudget) -> bool:
 
 
 class Turns:
-    """Tokens one by one to whom they are worth most: w for a session's own, w a^j for its j-th drafted one. That falls with j,
-    so this is exact.
+    """Tokens one by one to whom they are worth most: w for a session's own, w s_j for its j-th drafted one, where s_j is the
+    chance that it and all before it are right: as the drafter says, or a^j. That falls with j, so this is exact.
 
     All sessions of an identity have its goodput, so they come in the order in which they became ready, and those of one worth
     all at once, as a run: a heap holds the next run of each identity, and drafted tokens. Those of a run are looked at once it
@@ -163,14 +163,14 @@ class Turns:
                 negative, first, taken = unseen
                 for place, record in enumerate(taken, first):
                     if record.drafted and record.grant.length:
-                        heappush(heap, (negative * record.acceptance.rate, order, place, None, None))
+                        heappush(heap, (negative * record.chance(0), order, place, None, None))
             else:
                 record = records[place]
                 tokens -= 1
                 drafted = beside[place] = beside.get(place, 0) + 1
                 if drafted < record.offered:
                     pushed += 1
-                    heappush(heap, (negative * record.acceptance.rate, pushed, place, None, None))
+                    heappush(heap, (negative * record.chance(drafted), pushed, place, None, None))
         return records, beside
 
 

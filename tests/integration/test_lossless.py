@@ -13,6 +13,7 @@ from itertools import combinations, product
 
 import pytest
 
+from benchmarks.delay import DelayProxy
 from specfleet import AsyncClient, SamplingParams
 from support.daemons import Daemon, fleet, running, start_drafter, start_verifier, wait_until_empty
 from support.pair import Reference, prompts
@@ -123,11 +124,14 @@ def _chosen(option: tuple[str, ...], options: tuple[str, ...]) -> str:
     return next((one for one in option if one and one in " ".join(options)), "")
 
 
-def check_drafters(grid: Grid, policy: str, drafters: Sequence[tuple[str, ...]] = DRAFTERS) -> None:
-    """Each of these drafters on one verifier."""
+def check_drafters(
+    grid: Grid, policy: str, drafters: Sequence[tuple[str, ...]] = DRAFTERS, round_trip: float = 0.0
+) -> None:
+    """Each of these drafters on one verifier, so many seconds away and back."""
     with ExitStack() as stack:
         verifier = stack.enter_context(running(start_verifier("--speculation", policy)))
-        started = [start_drafter(verifier, *options) for options in drafters]
+        way = stack.enter_context(DelayProxy(verifier.address, round_trip / 2)).address if round_trip else ""
+        started = [start_drafter(verifier, *options, by_way_of=way) for options in drafters]
         grid.check([stack.enter_context(running(drafter)) for drafter in started], verifier)
 
 
@@ -135,6 +139,16 @@ def check_drafters(grid: Grid, policy: str, drafters: Sequence[tuple[str, ...]] 
 def test_whatever_the_drafter_does(small_grid: Grid, policy: str) -> None:
     """Looked up, not ahead, to the last token granted, in fewer bits: the same ids."""
     check_drafters(small_grid, policy)
+
+
+FAR_AWAY: tuple[tuple[str, ...], ...] = ((), ("--speculator", "hybrid"))
+"""Where messages take their time, drafters also draft for what a verdict may say instead (Draft.beside)."""
+
+
+@pytest.mark.parametrize("policy", ["fixed:4", "random"])
+def test_far_away(small_grid: Grid, policy: str) -> None:
+    """Drafts that begin before the verdict they answer is known: the same ids."""
+    check_drafters(small_grid, policy, FAR_AWAY, round_trip=0.02)
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +172,16 @@ def test_whole_grid(whole_grid: Grid, policy: str) -> None:
 def test_whole_grid_whatever_the_drafter_does(whole_grid: Grid, policy: str) -> None:
     """64 prompts likewise."""
     check_drafters(whole_grid, policy)
+
+
+@pytest.mark.lossless
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("milliseconds", [20, 60])
+@pytest.mark.parametrize("policy", ["fixed:4", "fixed:8", "stream", "random", "fair-goodput"])
+def test_whole_grid_far_away(whole_grid: Grid, policy: str, milliseconds: int) -> None:
+    """64 prompts likewise, through a relay that takes its time."""
+    drafters = (*FAR_AWAY, ("--no-early-stop",), ("--trees",), ("--quantize", "none"))
+    check_drafters(whole_grid, policy, drafters, milliseconds / 1e3)
 
 
 @pytest.fixture(scope="module")

@@ -125,8 +125,11 @@ class Events(RuleBasedStateMachine):
         client = self.clients[session]
         client.drafted = data.draw(st.integers(0, min(12, client.last - 1 - client.known)))
         spent = data.draw(st.sampled_from([0.0, 0.01, 1e9, math.inf, math.nan, -1.0]))
+        chances = data.draw(st.lists(st.floats(0.0, 1.0), max_size=client.drafted).map(tuple))
         for one in (self.one, self.twin):
-            one.drafted(session, client.drafted, complete, self.now, tokens=client.drafted, seconds=spent)
+            one.drafted(
+                session, client.drafted, complete, self.now, tokens=client.drafted, seconds=spent, chances=chances
+            )
 
     @precondition(lambda self: self.clients)
     @rule(data=st.data(), accepted=st.integers(-1, 100), tested=st.integers(-1, 100))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from itertools import takewhile
+from itertools import accumulate, takewhile
+from operator import mul
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -36,6 +38,11 @@ def one_hot(token: int) -> DraftDistribution:
     return DraftDistribution((token,), (1.0,))
 
 
+def chance(token: int) -> float:
+    """What drafters say of a token, wherever it stands."""
+    return 1.0 - token / 16.0
+
+
 class Sessions(RuleBasedStateMachine):
     """Drafts come from anywhere: right, wrong, late, repeated, overlapping, of old branches, with any claim about what the
     drafter knew. Steps take what waits, and more drafts may come while they run."""
@@ -46,13 +53,24 @@ class Sessions(RuleBasedStateMachine):
         room=st.integers(1, 100),
         rejection=st.booleans(),
         ignore_eos=st.booleans(),
+        told=st.sampled_from([(0, 1), (1,), ()]),
     )
-    def begin(self, prompt: tuple[int, ...], max_tokens: int, room: int, rejection: bool, ignore_eos: bool) -> None:
+    def begin(
+        self,
+        prompt: tuple[int, ...],
+        max_tokens: int,
+        room: int,
+        rejection: bool,
+        ignore_eos: bool,
+        told: tuple[int, ...],
+    ) -> None:
         temperature = 1.0 if rejection else 0.0
         sampling = SamplingParams(max_tokens=max_tokens, temperature=temperature, ignore_eos=ignore_eos)
         self.last = min(len(prompt) + max_tokens, len(prompt) + room)
         self.session = new_session(prompt, sampling, len(prompt) + room)
         self.rejection, self.ignore_eos = rejection, ignore_eos
+        self.told = told
+        """Drafts that begin in even places, 0, or odd ones, 1, tell how likely they are."""
         self.text = list(prompt)
         self.waiting: list[int] = []
         self.contradicted = False
@@ -158,7 +176,17 @@ class Sessions(RuleBasedStateMachine):
 
     def draft(self, position: int, tokens: tuple[int, ...], confirmed: int, last: bool, beside: bool = False) -> Draft:
         q = tuple(map(one_hot, tokens)) if self.rejection and tokens else None
-        return Draft(position=position, tokens=tokens, confirmed=confirmed, last=last, q=q, beside=beside)
+        told = position % 2 in self.told and bool(tokens)
+        survival = tuple(accumulate(map(chance, tokens), mul)) if told else None
+        return Draft(
+            position=position,
+            tokens=tokens,
+            confirmed=confirmed,
+            last=last,
+            q=q,
+            survival=survival,
+            beside=beside,
+        )
 
     @rule(data=st.data(), last=st.booleans(), beside=st.booleans())
     def any_draft(self, data: st.DataObject, last: bool, beside: bool) -> None:
@@ -217,8 +245,11 @@ class Sessions(RuleBasedStateMachine):
     # What always holds.
 
     @invariant()
-    def a_chance_for_every_waiting_token(self) -> None:
-        assert len(self.session.survival) == self.session.pending
+    def chances_are_those_of_the_tokens_in_front(self) -> None:
+        told = self.session.chances
+        assert [chance(token) for token in self.waiting[: len(told)]] == pytest.approx(told)
+        assert len(told) == len(self.waiting) or self.told != (0, 1)
+        assert not told or self.told
 
     @invariant()
     def text_and_waiting_are_the_models(self) -> None:

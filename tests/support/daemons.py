@@ -44,8 +44,10 @@ def start_verifier(*arguments: str, model: str | Path = TARGET) -> Daemon:
     return Daemon("verifier", "--model", str(model), "--listen", ANY_PORT, "--metrics", ANY_PORT, *arguments)
 
 
-def start_drafter(verifier: Daemon, *arguments: str, model: str | Path = DRAFT) -> Daemon:
-    where = ("--verifier", verifier.address, "--listen", ANY_PORT, "--http", ANY_PORT, "--metrics", ANY_PORT)
+def start_drafter(verifier: Daemon, *arguments: str, model: str | Path = DRAFT, by_way_of: str = "") -> Daemon:
+    """`by_way_of`: the address under which it finds the verifier, where that is not the verifier's own."""
+    way = by_way_of or verifier.address
+    where = ("--verifier", way, "--listen", ANY_PORT, "--http", ANY_PORT, "--metrics", ANY_PORT)
     return Daemon("drafter", "--model", str(model), *where, *arguments)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
 from scheduler.batching.slo import Turns, queues_by_worth
+from scheduler.estimators import HIGHEST
 from scheduler.identities import UNLIMITED, Identity
 from scheduler.types import SessionRecord
 from specfleet.core.types import Grant, Mode
@@ -25,10 +28,18 @@ def queues(rng: np.random.Generator) -> tuple[dict[str, dict[int, SessionRecord]
             record = SessionRecord(number, 50, 49, True, 0.0, 0.0, identity=identity)
             record.acceptance = known_acceptance(float(rng.uniform(0.1, 0.95)))
             record.grant = Grant(Mode.STREAM, int(rng.integers(1, 5)))
-            record.drafted = int(rng.integers(0, 6))
+            drafted = int(rng.integers(0, 6))
+            said = rng.uniform(0.0, 1.0, drafted).tolist() if rng.random() < 0.5 else ()  # by its drafter, or nothing
+            record.waiting(drafted, 0, True, said, float(rng.choice([0.0, 0.3])))
             found[name][number] = record
             worths[number] = None if rng.random() < 0.2 else weight * float(rng.choice([1.0, 2.0]))
     return found, worths
+
+
+def survival(record: SessionRecord, drafted: int) -> float:
+    """That the first so many drafted tokens are all right."""
+    said = record.chances[:drafted]
+    return math.prod(min(chance, HIGHEST) for chance in said) * record.acceptance.rate ** (drafted - len(said))
 
 
 def best_one_each_time(
@@ -44,9 +55,7 @@ def best_one_each_time(
             waiting = [n for n in own if n not in given and worths[n] is not None]
             offers += [(worths[waiting[0]], waiting[0])] if waiting else []
             offers += [
-                (worths[n] * own[n].acceptance.rate ** given[n], n)
-                for n in own
-                if n in given and given[n] <= own[n].offered
+                (worths[n] * survival(own[n], given[n]), n) for n in own if n in given and given[n] <= own[n].offered
             ]
         if not offers:
             break
@@ -66,7 +75,7 @@ def test_the_tokens_shared_out_are_those_of_most_worth(seed: int) -> None:
     owns = queues_by_worth(decodes.values(), lambda record: worths[record.session])
     records, beside = Turns(owns).share_out(tokens)
     shared = [(record, 1 + beside.get(place, 0)) for place, record in enumerate(records)]
-    total = sum(worths[one.session] * sum(one.acceptance.rate**j for j in range(count)) for one, count in shared)
+    total = sum(worths[one.session] * sum(survival(one, j) for j in range(count)) for one, count in shared)
     assert best_one_each_time(decodes, worths, tokens) == pytest.approx(total)
     assert sum(count for _, count in shared) <= tokens
     assert all(1 <= count <= 1 + one.offered for one, count in shared)

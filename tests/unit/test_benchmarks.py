@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import compare, run
+from benchmarks import compare, controller, run
 from benchmarks.agreement import Agreement
 from benchmarks.common import Report
 from benchmarks.compare import Bar
@@ -121,3 +121,13 @@ def test_only_a_draft_that_is_right_with_the_token_behind_it_saves_a_round() -> 
     # Rounds of 5, 5 and 1 tokens; the second finds its draft there, and takes 6 of 24 ms.
     assert texts("xxxxxxxxx..").overlap_ceiling(0.024) == pytest.approx(3 / (2 + 0.25))
     assert texts("xxxx.xxxx.x").overlap_ceiling(0.024) == 1.0
+
+
+def test_a_controllers_steps_are_timed() -> None:
+    """`controller.py` in its smallest size: every step has a plan, a commit and verdicts, with classes and without."""
+    for classes in (False, True):
+        played = controller.Load(20, classes, 64).run(5)
+        assert len(played.plans) == len(played.commits) == 5 and min(played.plans + played.commits) > 0.0
+        assert all(played.verdicts)
+    assert 0.0 < controller.bare_step(3, sessions=20, verdicts=10)["p50"]
+    assert 0.0 < controller.one_decision()

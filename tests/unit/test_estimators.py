@@ -63,6 +63,21 @@ def test_what_a_drafter_says_of_itself_moves_nobody_else() -> None:
     assert (before, of_all) == (other.rate, pool.rate)
 
 
+@pytest.mark.parametrize(("truth", "said"), [(0.3, 1.0), (0.8, 0.4), (0.6, 0.6)])
+def test_what_a_drafter_says_is_believed_as_far_as_it_came_true(truth: float, said: float) -> None:
+    """Chances that are told too high, or too low, mean what the verdicts say that they mean. Whoever says nothing, or says it
+    of the front only, is believed."""
+    rng = np.random.default_rng(4)
+    teller, silent = Acceptance(AcceptancePool()), Acceptance(AcceptancePool())
+    for _ in range(400):
+        right = rng.random(6) < truth
+        accepted = int(np.argmin(right)) if not right.all() else 6
+        teller.verified(6, accepted, (said,) * 6)
+        silent.verified(6, accepted, (1.0,) * accepted if accepted % 2 else ())
+    assert truth == pytest.approx(said * teller.trust, abs=0.12)
+    assert 1.0 == pytest.approx(silent.trust)
+
+
 def test_it_follows_a_change() -> None:
     """After 200 tested tokens of another truth, little of the old one is left."""
     rng = np.random.default_rng(3)

@@ -11,6 +11,7 @@ from scheduler import ItemOutcome, Outcome, Plan, PlanItem, Scheduler, Scheduler
 from scheduler import speculation as speculation_policies
 from scheduler.batching.fifo import Fifo
 from scheduler.budget import StepBudget
+from scheduler.step_profile import StepProfile
 from scheduler.step_time import StepTimeModel
 from scheduler.view import View
 from specfleet.core.errors import ConfigurationError
@@ -131,6 +132,27 @@ def test_a_round_waits_for_its_draft_or_its_end_or_its_deadline() -> None:
     assert (PlanItem(1, 1, 4, True),) == one.plan(1.6, 100).items
     one.drafted(1, 9, False, 1.6)
     assert (PlanItem(1, 1, 4, True),) == one.plan(1.6, 100).items
+
+
+def test_an_unlikely_tail_is_left_out() -> None:
+    """A drafted token whose survival is below what a token of a step costs everybody is not verified now, whatever room there
+    is; the first one always is, and where the drafter says nothing, all are. Nor is it once those before it are committed,
+    and it is no likelier."""
+    one = scheduler("stream:8", profile=StepProfile(0.01, 0.01))
+    for number in (1, 2, 3):
+        open_session(one, number, 100)
+    for step in range(1, 200):
+        items = [ItemOutcome(item.session, 1, 0, 0, 1, 0) for item in one.plan(0.04 * step, 10**6).items]
+        one.commit(Outcome(tuple(items), 0.04), 0.04 * step)
+    cost = one.token_cost
+    assert 0.7 < cost < 0.8  # three tokens in 0.04 s, of which one takes a quarter
+    one.drafted(1, 5, False, 20.0, chances=(1.0, 1.1 * cost, 0.8, 1.0, 1.0))
+    one.drafted(2, 5, False, 20.0, chances=(0.5 * cost, 1.0, 1.0, 1.0, 1.0))
+    one.drafted(3, 5, False, 20.0)
+    assert {1: 2, 2: 1, 3: 5} == {item.session: item.draft for item in one.plan(20.0, 10**6).items}
+    left = ItemOutcome(1, 1, 2, 2, 3, 2, chances=(1.0, 0.9 * cost))
+    commit(one, left, now=20.1)
+    assert 1 == next(item.draft for item in one.plan(20.1, 10**6).items if item.session == 1)
 
 
 @pytest.mark.parametrize("name", ["none", "stream"])

@@ -341,18 +341,23 @@ def test_what_waits_and_is_contradicted_is_told_of() -> None:
     assert Offered(added=1, stale=0) == offer(one, 6, 22, confirmed=5)
 
 
-def test_survival_is_that_of_what_waits_now() -> None:
-    """Survivals count from each draft's own position; once a token is committed, those behind it are likelier."""
+def test_chances_are_those_of_what_waits_now() -> None:
+    """Survivals count from each draft's own position, chances from the token before; nobody says anything behind a draft that
+    says nothing."""
     one = session()
     offer(one, 3, 4, 5, confirmed=3, survival=(0.8, 0.4))
     offer(one, 5, 6, confirmed=3, survival=(0.5,))
+    assert (0.8, 0.5, 0.5) == pytest.approx(one.chances)
     offer(one, 6, 7, confirmed=3)
-    assert [0.8, 0.4, 0.2, 0.2] == pytest.approx(one.survival)
+    offer(one, 7, 8, confirmed=3, survival=(0.9,))
+    assert (0.8, 0.5, 0.5) == pytest.approx(one.chances)
+    offer(one, 6, 9, confirmed=3, survival=(0.9,))
+    assert (0.8, 0.5, 0.5, 0.9) == pytest.approx(one.chances)
     one.take_draft(1)
     one.commit(StepResult(1, (4, 5)), 1)
-    assert [0.5, 0.5] == pytest.approx(one.survival)
+    assert (0.5, 0.9) == pytest.approx(one.chances)
     offer(one, 5, 8, 9, confirmed=5, survival=(0.0, 0.0))
-    assert [0.0, 0.0] == one.survival
+    assert (0.0, 0.0) == one.chances
 
 
 # --- branches beside what waits --------------------------------------------------------------------------------------
