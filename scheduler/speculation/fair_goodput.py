@@ -158,6 +158,7 @@ class FairGoodput:
         """Of a GPU-second, in weighted tokens."""
 
     def opened(self, record: SessionRecord, now: float) -> Grant:
+        self._may_draft = self._governor.drafts(len(self._view.records))
         return self._granted(self._choose(record, now))
 
     def stepped(self, outcome: Outcome, now: float, worth: float | None = None) -> None:

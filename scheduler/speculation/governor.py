@@ -173,6 +173,15 @@ class Governor:
     def drafting(self) -> bool:
         return self.way is not Way.ALONE
 
+    def drafts(self, sessions: int) -> bool:
+        """Whether somebody who opens as one of so many may draft: as the present crowd does, or as a crowd of so many would. Of
+        those who come at once many are here before a step has ended; each who drafts for a moment reads its prompt for that."""
+        size = self._sized(math.log2(max(1, sessions)))
+        crowd = self._crowds.get(size)
+        if size == self._size and crowd is not None:
+            return self.drafting
+        return (self._guess(size) if crowd is None else crowd.best) is not Way.ALONE
+
     @property
     def window(self) -> float:
         """Seconds that drafting has to be seen for."""

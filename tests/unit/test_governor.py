@@ -125,6 +125,26 @@ def test_a_trial_of_many_that_loses_half_ends_soon() -> None:
     assert 3.0 < trial < 4.6
 
 
+def test_many_who_come_at_once_do_not_begin_to_draft() -> None:
+    """They are here before a step has ended; a few may, and as many as are known to gain by it."""
+    governor = Governor()
+    assert [True] * 5 + [False] * 11 == [governor.drafts(sessions) for sessions in range(1, 17)]
+    now = 0.0
+    while governor.way is Way.ALONE or now < 30.0:
+        now += STEP
+        governor.verdict(STEP, STEP, STEP)
+        governor.stepped(STEP * (1.5 if governor.drafting else 1.0), 16, True, now)
+    governor.idle()
+    assert all(governor.drafts(sessions) for sessions in range(1, 17))
+    assert not governor.drafts(64)
+    governor.stepped(0.0, 16, False, now + 1.0)
+    while governor.drafting:
+        now += STEP
+        governor.verdict(STEP, STEP, STEP)
+        governor.stepped(STEP * (1.5 if governor.drafting else 1.0), 16, True, now)
+    assert not governor.drafts(17), "in a trial of decoding alone"
+
+
 def test_a_crowd_that_gathers_is_one_crowd() -> None:
     """Eight, then twelve within a moment, are a crowd of twelve: what such a one found out before holds."""
     governor, now, drafted = Governor(), 0.0, 0
