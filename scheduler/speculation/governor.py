@@ -175,8 +175,7 @@ class Governor:
 
     def drafts(self, sessions: int) -> bool:
         """Whether somebody who opens as one of so many may draft: as the present crowd does, or as one of so many would. Of
-        those who come at once many are here before a step has ended, and each who drafts for a moment reads its prompt for that.
-        """
+        those who come at once many are here before a step has ended, and who drafts for a moment reads its prompt for that."""
         size = self._sized(math.log2(max(1, sessions)))
         crowd = self._crowds.get(size)
         if size == self._size and crowd is not None:
