@@ -10,15 +10,11 @@ on the profile it came from (a ridge) and stays within bounds of it: what nothin
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-
-import numpy as np
-import numpy.typing as npt
 
 from scheduler.step_profile import UNPROFILED, StepProfile, Terms
 
-Vector = npt.NDArray[np.float64]
 FORGETTING = 0.998
 RIDGE = 0.1
 """Share of the information that the profile itself counts as."""
@@ -132,13 +128,9 @@ class StepTimeModel:
             rows[i][j] = rows[j][i] = value
         scale, free, held = list(self._scale), [0, 1, 2, 3], list[int]()
         while free:
-            moment: Vector | list[float] = [self._moment[i] for i in free]
-            if held:
-                known = np.array([[rows[i][j] for j in held] for i in free]) @ np.array([scale[j] for j in held])
-                moment = moment - known
-            solved = np.linalg.solve([[rows[i][j] for j in free] for i in free], moment).tolist()
+            moment = [self._moment[i] - sum([rows[i][j] * scale[j] for j in held]) for i in free]
             outside = []
-            for i, value in zip(free, solved, strict=True):
+            for i, value in zip(free, solved([[rows[i][j] for j in free] for i in free], moment), strict=True):
                 low, high = self._bounds[i]
                 scale[i] = min(high, max(low, value))
                 if scale[i] != value:
@@ -148,3 +140,20 @@ class StepTimeModel:
             held = sorted(held + outside)
             free = [i for i in free if i not in outside]
         return scale
+
+
+def solved(matrix: Sequence[Sequence[float]], right: Sequence[float]) -> list[float]:
+    """x of `matrix` x = `right`, for a symmetric positive definite matrix of a few rows: elimination, which needs no pivoting
+    there. Asked for between steps, where numpy's first small call takes 100 microseconds: its code is in no cache any more."""
+    rows = [[*row, value] for row, value in zip(matrix, right, strict=True)]
+    for place, own in enumerate(rows):
+        for row in rows[place + 1 :]:
+            share = row[place] / own[place]
+            for column in range(place, len(own)):
+                row[column] -= share * own[column]
+    found = [0.0] * len(rows)
+    for place in range(len(rows) - 1, -1, -1):
+        own = rows[place]
+        known = sum([own[column] * found[column] for column in range(place + 1, len(rows))])
+        found[place] = (own[-1] - known) / own[place]
+    return found

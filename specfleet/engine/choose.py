@@ -116,13 +116,17 @@ class Chooser:
     ) -> dict[int, int | None]:
         """argmax_v(log p_t(v) + G(seed, t, v)) in each row of the members, into `out`; and which would have come without
         it, by row, where asked for: None where only one token can."""
-        rows, asked = self._rows(members), any(choice.item.want_runner_up for choice in members)
-        own = logits if len(rows) == len(logits) else logits[rows]
-        out[rows], second = seeded_argmax(own, truncation, self._keys(members), asked)
+        keys, asked = self._keys(members), any(choice.item.want_runner_up for choice in members)
+        if len(keys) == len(logits):  # all rows, in their order
+            first, second = seeded_argmax(logits, truncation, keys, asked)
+            out.copy_(first)
+        else:
+            rows = self._rows(members)
+            out[rows], second = seeded_argmax(logits[rows], truncation, keys, asked)
         if not asked:
             return {}
         found = [None if token == NOBODY else token for token in second.tolist()]
-        return dict(zip(rows.tolist(), found, strict=True))
+        return dict(zip((row for choice in members for row in choice.rows), found, strict=True))
 
     def _reject(
         self, members: list[Choice], truncation: Truncation, logits: torch.Tensor
@@ -207,8 +211,13 @@ class Chooser:
         return torch.from_numpy(rows).to(self.device)
 
     def _keys(self, members: Sequence[Choice]) -> torch.Tensor:
-        pairs = [(c.item.sampling.seed or 0, position) for c in members for position in c.positions]
-        return noise_keys([seed for seed, _ in pairs], [position for _, position in pairs], self.device)
+        seeds: list[int] = []
+        positions: list[int] = []
+        for choice in members:
+            own = choice.positions
+            positions += own
+            seeds += [choice.item.sampling.seed or 0] * len(own)
+        return noise_keys(seeds, positions, self.device)
 
 
 def _rows_of(choice: Choice, outcome: Outcome) -> list[int]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from scheduler.step_profile import UNPROFILED, StepProfile
-from scheduler.step_time import BOUNDS, StepShape, StepTimeModel
+from scheduler.step_time import BOUNDS, StepShape, StepTimeModel, solved
 from specfleet.core.errors import ConfigurationError
 
 TRUTH = np.array([0.008, 6e-4, 2e-7, 3e-8])
@@ -125,3 +125,13 @@ def test_an_unreadable_profile_is_named(tmp_path: Path, text: str) -> None:
         StepProfile.load(path)
     with pytest.raises(ConfigurationError, match=r"nowhere\.json"):
         StepProfile.load(tmp_path / "nowhere.json")
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_normal_equations_are_solved(size: int) -> None:
+    """As numpy does, however far apart the rows' magnitudes are."""
+    rng = np.random.default_rng(size)
+    for _ in range(200):
+        rows = rng.normal(size=(size + 2, size)) * 10.0 ** rng.uniform(-3, 3, size)
+        matrix, right = rows.T @ rows + np.diag(1e-3 * (rows**2).sum(0)), rng.normal(size=size)
+        assert np.linalg.solve(matrix, right) == pytest.approx(solved(matrix.tolist(), right.tolist()), rel=1e-6)
