@@ -18,7 +18,7 @@ from specfleet.core.types import DRAFT_SUPPORT_LIMIT, TopLogprobs
 from specfleet.engine.acceptance import SparseDrafts, match, match_tree, reject_batch
 from specfleet.engine.confidence import LIKELIEST, confidences
 from specfleet.engine.noise import gumbel, noise_keys
-from specfleet.engine.race import NOBODY, prepare, seeded_argmax
+from specfleet.engine.race import NOBODY, SeededRows, prepare, seeded_argmax
 from specfleet.engine.sampling import Truncation, argmax, draw, process, top_support
 
 Outcome = tuple[int, list[int], int | None]
@@ -68,10 +68,11 @@ class Chooser:
         distributions: dict[int, DraftDistribution] = {}
         runners_up: dict[int, int | None] = {}
         rejected: list[tuple[list[Choice], torch.Tensor, torch.Tensor]] = []
-        for kind, truncation, members in _by_kind(choices):
-            if kind == "seeded":
-                runners_up |= self._seeded(members, truncation, logits, targets)
-            elif kind == "support":
+        seeded, others = _by_kind(choices)
+        if seeded:
+            runners_up = self._seeded(seeded, logits, targets)
+        for kind, truncation, members in others:
+            if kind == "support":
                 distributions |= self._from_support(members, truncation, logits, targets)
             elif kind == "reject":
                 rejected.append((members, *self._reject(members, truncation, logits)))
@@ -111,22 +112,28 @@ class Chooser:
             for c in choices
         ]
 
-    def _seeded(
-        self, members: list[Choice], truncation: Truncation, logits: torch.Tensor, out: torch.Tensor
-    ) -> dict[int, int | None]:
+    @staticmethod
+    def _seeded(members: list[Choice], logits: torch.Tensor, out: torch.Tensor) -> dict[int, int | None]:
         """argmax_v(log p_t(v) + G(seed, t, v)) in each row of the members, into `out`; and which would have come without
         it, by row, where asked for: None where only one token can."""
-        keys, asked = self._keys(members), any(choice.item.want_runner_up for choice in members)
-        if len(keys) == len(logits):  # all rows, in their order
-            first, second = seeded_argmax(logits, truncation, keys, asked)
+        own, asked = SeededRows(), False
+        for choice in members:
+            sampling, positions = choice.item.sampling, choice.positions
+            count = len(positions)
+            own.rows += choice.rows
+            own.truncations += [Truncation.of(sampling)] * count
+            own.seeds += [sampling.seed or 0] * count
+            own.positions += positions
+            asked = asked or choice.item.want_runner_up
+        first, second = seeded_argmax(logits, own, asked)
+        if len(own.rows) == len(logits):  # all of them, in their order
             out.copy_(first)
         else:
-            rows = self._rows(members)
-            out[rows], second = seeded_argmax(logits[rows], truncation, keys, asked)
+            out[own.rows] = first
         if not asked:
             return {}
         found = [None if token == NOBODY else token for token in second.tolist()]
-        return dict(zip((row for choice in members for row in choice.rows), found, strict=True))
+        return dict(zip(own.rows, found, strict=True))
 
     def _reject(
         self, members: list[Choice], truncation: Truncation, logits: torch.Tensor
@@ -229,8 +236,10 @@ def _rows_of(choice: Choice, outcome: Outcome) -> list[int]:
     return rows
 
 
-def _by_kind(choices: Sequence[Choice]) -> list[tuple[str, Truncation, list[Choice]]]:
-    """The items that need more than an argmax, those of one rule and one set of parameters together."""
+def _by_kind(choices: Sequence[Choice]) -> tuple[list[Choice], list[tuple[str, Truncation, list[Choice]]]]:
+    """The items that need more than an argmax: those with a seed; of the others those of one rule and one set of parameters
+    together."""
+    seeded: list[Choice] = []
     groups: dict[tuple[str, Truncation], list[Choice]] = {}
     for choice in choices:
         sampling = choice.item.sampling
@@ -238,7 +247,10 @@ def _by_kind(choices: Sequence[Choice]) -> list[tuple[str, Truncation, list[Choi
             kind = "support"
         elif sampling.greedy:
             continue
+        elif sampling.seed is not None:
+            seeded.append(choice)
+            continue
         else:
-            kind = "seeded" if sampling.seed is not None else "reject"
+            kind = "reject"
         groups.setdefault((kind, Truncation.of(sampling)), []).append(choice)
-    return [(kind, truncation, members) for (kind, truncation), members in groups.items()]
+    return seeded, [(kind, truncation, members) for (kind, truncation), members in groups.items()]

@@ -11,55 +11,89 @@ What comes out is what `seeded_argmax_of_all` says, which serves on other device
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from specfleet.core.extras import missing
-from specfleet.engine.noise import add_gumbel
-from specfleet.engine.sampling import SMALLEST_TEMPERATURE, Truncation, argmax, process, tempered
+from specfleet.engine.noise import add_gumbel, noise_keys
+from specfleet.engine.sampling import Truncation, argmax, process, tempered
 
 _COMPILES = not missing("numba")
 NOBODY = -1
 """In place of a token where a row has none."""
 
 
-def seeded_argmax(
-    logits: torch.Tensor, truncation: Truncation, keys: torch.Tensor, runners_up: bool = False
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """argmax_v(log p(v) + G(v)) over the kept tokens of each row, and where `runners_up` asks which would have been it without
-    that one: ids, int64 (rows,) each, NOBODY where there is none.
+@dataclass(slots=True)
+class SeededRows:
+    """Rows of a step's logits in which a seed chooses. Four lists, not a list of rows: arrays are made of them."""
 
-    `logits`: float32 (rows, vocabulary), left as they are. `keys`: int64 (rows,), of `noise.noise_keys`. Rows whose logits are
-    not finite get anything, and disturb no others.
+    rows: list[int] = field(default_factory=list)
+    truncations: list[Truncation] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    """Absolute position of the token that each row chooses."""
+
+
+def seeded_argmax(logits: torch.Tensor, own: SeededRows, runners_up: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """argmax_v(log p(v) + G(v)) over the kept tokens of each of `own.rows`, and where `runners_up` asks which would have been
+    it without that one: ids, int64 (rows,) each, NOBODY where there is none.
+
+    `logits`: float32 (any, vocabulary), left as they are. Rows that are not finite get anything, and disturb no others.
     """
     if logits.device.type != "cpu" or not _COMPILES:
-        return seeded_argmax_of_all(logits, truncation, keys, runners_up)
+        return _grouped(logits, own, runners_up)
     from specfleet.engine.race_numba import race  # imported where it is used: numba may be missing
 
-    rows, temperature = logits, max(truncation.temperature, SMALLEST_TEMPERATURE)
-    if truncation.top_k > 0:
-        rows, temperature = tempered(logits, truncation), 1.0
-    least_score = math.log(truncation.min_p) if truncation.min_p > 0.0 else -math.inf
-    first, second = np.full(len(logits), NOBODY), np.full(len(logits), NOBODY)
-    own = keys.numpy().view(np.uint64)
-    race(
-        rows.numpy(), np.float32(temperature), truncation.top_p, np.float32(least_score), own, first, second, runners_up
-    )
+    rows, truncations = np.array(own.rows), np.array(own.truncations)
+    if truncations[:, 1].any():
+        logits = _cut_to_top_k(logits, rows, truncations)
+    seeds, positions = np.array(own.seeds, dtype=np.uint64), np.array(own.positions, dtype=np.uint64)
+    first = np.full(len(rows), NOBODY)
+    second = np.full(len(rows), NOBODY) if runners_up else first
+    race(logits.numpy(), rows, truncations, seeds, positions, first, second, runners_up)
     return torch.from_numpy(first), torch.from_numpy(second)
+
+
+def _cut_to_top_k(logits: torch.Tensor, rows: np.ndarray, truncations: np.ndarray) -> torch.Tensor:
+    """The rows for which it is asked as scores, at the end of `logits`; `rows` and `truncations` say so then."""
+    for own in {tuple(one) for one in truncations.tolist() if one[1]}:
+        places = np.flatnonzero((truncations == own).all(-1))
+        temperature, top_k, top_p, min_p = own
+        scores = tempered(logits[rows[places]], Truncation(temperature, int(top_k), top_p, min_p))
+        rows[places] = range(len(logits), len(logits) + len(places))
+        truncations[places, :2] = 1.0, 0.0
+        logits = torch.cat([logits, scores])
+    return logits
+
+
+def _grouped(logits: torch.Tensor, own: SeededRows, runners_up: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """`seeded_argmax_of_all`, rows of one truncation together."""
+    keys = noise_keys(own.seeds, own.positions, logits.device)
+    if len(own.rows) < len(logits):
+        logits = logits[own.rows]
+    groups: dict[Truncation, list[int]] = {}
+    for place, truncation in enumerate(own.truncations):
+        groups.setdefault(truncation, []).append(place)
+    if len(groups) == 1:
+        return seeded_argmax_of_all(logits, own.truncations[0], keys, runners_up)
+    found = torch.empty(2, len(keys), dtype=torch.int64, device=logits.device)
+    for truncation, places in groups.items():
+        found[:, places] = torch.stack(seeded_argmax_of_all(logits[places], truncation, keys[places], runners_up))
+    return found[0], found[1]
 
 
 def prepare(device: torch.device) -> None:
     """Compile what `seeded_argmax` needs, or load it, which somebody's first token should not wait for."""
-    seeded_argmax(
-        torch.zeros(1, 2, device=device), Truncation(1.0, 0, 1.0, 0.0), torch.zeros(1, dtype=torch.int64, device=device)
-    )
+    seeded_argmax(torch.zeros(1, 2, device=device), SeededRows([0], [Truncation(1.0, 0, 1.0, 0.0)], [0], [0]))
 
 
 def seeded_argmax_of_all(
     logits: torch.Tensor, truncation: Truncation, keys: torch.Tensor, runners_up: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same, by noise for every token, kept or not, on any device."""
+    """The same of all rows of `logits`, by noise for every token, kept or not, on any device. `keys`: int64 (rows,), of
+    `noise.noise_keys`."""
     values = process(logits, truncation)
     add_gumbel(values, keys)
     first = argmax(values)

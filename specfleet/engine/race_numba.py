@@ -16,6 +16,7 @@ import numpy as np
 from specfleet.engine.attend_numba import exp, largest
 from specfleet.engine.compiled import exact, fast
 from specfleet.engine.noise import LARGEST_W
+from specfleet.engine.sampling import SMALLEST_TEMPERATURE
 
 _C = np.uint64(0x9E3779B97F4A7C15)
 _M1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -41,13 +42,22 @@ _SUMMED = 8192
 
 
 @exact
-def _uniform(key: Any, token: int) -> float:
-    """w of `noise`."""
-    x = key + np.uint64(token) * _C
+def _mix(x: Any) -> Any:
     x = (x ^ (x >> _30)) * _M1
     x = (x ^ (x >> _27)) * _M2
-    x = x ^ (x >> _31)
-    return (np.float64(x >> _24) + 0.5) * 2.0**-40  # type: ignore[no-any-return]
+    return x ^ (x >> _31)
+
+
+@exact
+def _key(seed: Any, position: Any) -> Any:
+    """`noise.noise_key`."""
+    return _mix(_mix(seed + _C) + position * _C)
+
+
+@exact
+def _uniform(key: Any, token: int) -> float:
+    """w of `noise`."""
+    return (np.float64(_mix(key + np.uint64(token) * _C) >> _24) + 0.5) * 2.0**-40  # type: ignore[no-any-return]
 
 
 @exact
@@ -131,25 +141,24 @@ def _takers(scores: Any, weights: Any, least_score: float, least_weight: float, 
 
 @exact
 def race(
-    logits: Any,
-    temperature: float,
-    top_p: float,
-    least_score: float,
-    keys: Any,
-    first: Any,
-    second: Any,
-    runners_up: bool,
+    logits: Any, rows: Any, truncations: Any, seeds: Any, positions: Any, first: Any, second: Any, runners_up: bool
 ) -> None:
-    """The winner of each row into `first`, and where `runners_up` asks whoever would be it without that one into `second`.
+    """The winner of each of `rows` into `first`, and where `runners_up` asks whoever would be it without that one into
+    `second`.
 
-    `logits`: float32 (rows, vocabulary). `keys`: uint64 (rows,). Scores are what a logit is below its row's largest, over
-    the float32 `temperature`. Those below `least_score` do not take part, nor the least likely of at most 1 - top_p together.
+    `logits`: float32 (any, vocabulary). `truncations`: float64 (rows, 4), the fields of a `Truncation`, of which top_k was
+    seen to. `seeds`, `positions`: uint64 (rows,). Scores are what a logit is below its row's largest, over the float32
+    temperature. Those below log(min_p) do not take part, nor the least likely of at most 1 - top_p together.
     """
-    rows, vocabulary = logits.shape
+    vocabulary = logits.shape[1]
     places = np.empty(vocabulary, np.int64)
     scores, weights = np.empty(vocabulary, np.float32), np.empty(vocabulary, np.float32)
-    for row in range(rows):
-        own, top = logits[row], largest(logits[row])
+    for row in range(len(rows)):
+        temperature = np.float32(max(truncations[row, 0], SMALLEST_TEMPERATURE))
+        top_p, min_p = truncations[row, 2], truncations[row, 3]
+        least_score = np.float32(math.log(min_p)) if min_p > 0.0 else np.float32(-np.inf)
+        key = _key(seeds[row], positions[row])
+        own, top = logits[rows[row]], largest(logits[rows[row]])
         for token in range(vocabulary):
             scores[token] = (own[token] - top) / temperature
         total = 0.0
@@ -162,7 +171,7 @@ def race(
             certain = max(total - spare, _TINY)
             least_weight = np.float32(min(_cut_off(weights, spare), 1.0))
         count = _takers(scores, weights, least_score, least_weight, places)
-        found = _winner(scores, weights, places[:count], keys[row], certain, _NOBODY)
+        found = _winner(scores, weights, places[:count], key, certain, _NOBODY)
         first[row] = found
         if runners_up and found != _NOBODY:
-            second[row] = _winner(scores, weights, places[:count], keys[row], certain, found)
+            second[row] = _winner(scores, weights, places[:count], key, certain, found)

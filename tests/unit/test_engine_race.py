@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
 from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from specfleet.engine import race
 from specfleet.engine.noise import gumbel_reference, noise_keys
-from specfleet.engine.race import NOBODY, seeded_argmax, seeded_argmax_of_all
+from specfleet.engine.race import NOBODY, SeededRows, seeded_argmax, seeded_argmax_of_all
 from specfleet.engine.sampling import Truncation
 
 CPU = torch.device("cpu")
@@ -29,13 +31,22 @@ def logits(spread: float) -> torch.Tensor:
     return torch.from_numpy(rows)
 
 
+def raced(
+    rows: torch.Tensor, truncation: Truncation, positions: Sequence[int] = range(ROWS), runners_up: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """All of these rows, with the keys `KEYS` has for these positions."""
+    count = len(rows)
+    own = SeededRows(list(range(count)), [truncation] * count, [5] * count, list(positions)[:count])
+    return seeded_argmax(rows, own, runners_up)
+
+
 @pytest.mark.parametrize("spread", [0.01, 1.0, 4.0, 30.0])
 @pytest.mark.parametrize("truncation", GRID, ids=str)
 def test_the_race_is_won_by_the_argmax_of_all(truncation: Truncation, spread: float) -> None:
     """First and second are those of a full sort with noise everywhere."""
     expected = seeded_argmax_of_all(logits(spread), truncation, KEYS, runners_up=True)
 
-    found = seeded_argmax(logits(spread), truncation, KEYS, runners_up=True)
+    found = raced(logits(spread), truncation, runners_up=True)
 
     assert [one.tolist() for one in expected] == [one.tolist() for one in found]
 
@@ -53,7 +64,7 @@ def test_the_winner_is_that_of_transformers_processors(
 
     expected = (p + noise).argmax(-1)
 
-    found, _ = seeded_argmax(rows, Truncation(temperature, top_k, top_p, min_p), KEYS)
+    found, _ = raced(rows, Truncation(temperature, top_k, top_p, min_p))
     assert expected.tolist() == found.tolist()
 
 
@@ -62,9 +73,9 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
     rows = torch.cat([logits(4.0)[:24], logits(0.01)[24:]])
     truncation = Truncation(0.8, 0, 0.9, 0.0)
 
-    expected = [seeded_argmax(rows[i : i + 1], truncation, KEYS[i : i + 1], True) for i in range(ROWS)]
+    expected = [raced(rows[i : i + 1], truncation, [i], True) for i in range(ROWS)]
 
-    first, second = seeded_argmax(rows, truncation, KEYS, True)
+    first, second = raced(rows, truncation, runners_up=True)
     assert [(int(a), int(b)) for a, b in expected] == list(zip(first.tolist(), second.tolist(), strict=True))
 
 
@@ -74,10 +85,10 @@ def test_a_row_that_is_not_finite_disturbs_no_other(bad: float, top_p: float) ->
     """Logits that are no numbers are refused elsewhere; until then every other row keeps its token."""
     truncation = Truncation(1.0, 0, top_p, 0.01)
     rows = logits(2.0)
-    expected, _ = seeded_argmax(rows, truncation, KEYS)
+    expected, _ = raced(rows, truncation)
     rows[2, :], rows[7, 5] = bad, torch.nan
 
-    found, _ = seeded_argmax(rows, truncation, KEYS)
+    found, _ = raced(rows, truncation)
 
     others = [row for row in range(ROWS) if row not in (2, 7)]
     assert expected[others].tolist() == found[others].tolist()
@@ -85,6 +96,31 @@ def test_a_row_that_is_not_finite_disturbs_no_other(bad: float, top_p: float) ->
 
 def test_nobody_but_bad_rows() -> None:
     """A step of which no row is finite still gives every row something."""
-    first, second = seeded_argmax(torch.full((3, 10), torch.nan), Truncation(1.0, 0, 0.9, 0.0), KEYS[:3], True)
+    first, second = raced(torch.full((3, 10), torch.nan), Truncation(1.0, 0, 0.9, 0.0), runners_up=True)
 
     assert [NOBODY] * 3 == first.tolist() == second.tolist()
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_rows_of_many_requests_at_once(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each with parameters, a seed and a position of its own, some rows of the step left out: as each would be alone. Seeds
+    may take all their bits."""
+    monkeypatch.setattr(race, "_COMPILES", compiled)
+    rng, rows = np.random.default_rng(9), logits(2.0)
+    before = rows.clone()
+    own = SeededRows(
+        rows=sorted(rng.choice(ROWS, 40, replace=False).tolist()),
+        truncations=[GRID[n] for n in rng.integers(0, len(GRID), 40)],
+        seeds=[2**64 - 1, 0, *(int(n) for n in rng.integers(0, 2**63, 38))],
+        positions=[int(n) for n in rng.integers(0, 2**31, 40)],
+    )
+    keys = noise_keys(own.seeds, own.positions, CPU)
+    alone = [
+        seeded_argmax_of_all(rows[row : row + 1], truncation, keys[n : n + 1], True)
+        for n, (row, truncation) in enumerate(zip(own.rows, own.truncations, strict=True))
+    ]
+
+    first, second = seeded_argmax(rows, own, runners_up=True)
+
+    assert [(int(a), int(b)) for a, b in alone] == list(zip(first.tolist(), second.tolist(), strict=True))
+    assert torch.equal(before, rows)
