@@ -164,7 +164,7 @@ def measure(requests: int, seconds: float, prompts: Path) -> dict[str, Sides]:
         run("profile", "--model", draft, "--drafter", "--out", str(drafts), "--seconds", str(seconds / 2.0))
         live, message = {}, 0.0
         for policy_name in POLICIES:
-            with fleet(policy_name) as drafter:
+            with fleet(policy_name, steps) as drafter:
                 run("bench", "--server", drafter.address, *warm)
                 used = cpu_seconds(drafter.process.pid)
                 own = live[policy_name] = json.loads(run("bench", "--server", drafter.address, *load).splitlines()[-1])
@@ -210,8 +210,9 @@ def cpu_seconds(process: int) -> float:
 
 
 @contextmanager
-def fleet(name: str) -> Iterator[DaemonProcess]:
-    """The shipped pair under a policy; its drafter."""
+def fleet(name: str, profile: Path) -> Iterator[DaemonProcess]:
+    """The shipped pair under a policy; its drafter. The verifier knows what the simulator is told of its steps: what a token
+    of them costs decides where drafts end."""
     with ExitStack() as stack:
 
         def daemon(*words: str) -> DaemonProcess:
@@ -219,7 +220,8 @@ def fleet(name: str) -> Iterator[DaemonProcess]:
             process.wait_ready(120)
             return process
 
-        verifier = daemon("verifier", "--model", str(MODELS / "tiny-target"), "--speculation", name)
+        target = str(MODELS / "tiny-target")
+        verifier = daemon("verifier", "--model", target, "--speculation", name, "--profile", str(profile))
         yield daemon("drafter", "--model", str(MODELS / "tiny-draft"), "--verifier", verifier.address)
 
 
