@@ -158,6 +158,8 @@ class Scheduler:
         )
         if record.promised:
             record.schedule()
+        if not self._records:
+            self._rate.resume(now)  # what nobody asked for says nothing of what a token costs
         self._records[session] = record
         record.grant = self._issued(self._speculation.opened(record, now)) if can_draft else LOCAL
         record.told.append((known, now))

@@ -24,6 +24,7 @@ def test_simulated_speed_is_of_the_live_ones_order(sides: dict[str, Sides], name
 
 
 def test_simulated_acceptance_is_the_live_one(sides: dict[str, Sides]) -> None:
-    """Within 6 points: the same texts, but seeds and the ends of drafts differ."""
-    assert abs(sides["fixed:4"].acceptance) < 0.06
+    """Within 12 points: the same texts, but seeds differ, and so do the ends of drafts: they follow what a token costs, which
+    other jobs' load changes."""
+    assert abs(sides["fixed:4"].acceptance) < 0.12
     assert sides["none"].live["acceptance_rate"] is None

@@ -155,6 +155,27 @@ def test_an_unlikely_tail_is_left_out() -> None:
     assert 1 == next(item.draft for item in one.plan(20.1, 10**6).items if item.session == 1)
 
 
+def test_what_a_token_costs_is_not_forgotten_while_nobody_is_there() -> None:
+    """After an hour without a session the next one's tokens cost what the last one's did."""
+    one, now = scheduler("none", profile=StepProfile(0.01, 0.01)), 0.0
+
+    def steps(count: int) -> None:
+        nonlocal now
+        for _ in range(count):
+            now += 0.02
+            one.commit(Outcome((ItemOutcome(1, 1, 0, 0, 1, 0),), 0.02), now)
+
+    open_session(one, 1, 100)
+    steps(400)
+    cost = one.token_cost
+    one.close(1)
+    now += 3600.0
+    open_session(one, 1, 100, now=now)
+    steps(2)
+    assert 0.4 < cost < 0.6
+    assert cost == pytest.approx(one.token_cost, rel=0.1)
+
+
 @pytest.mark.parametrize("name", ["none", "stream"])
 def test_local_and_stream_never_wait(name: str) -> None:
     """The verifier decodes every step; drafts go along if there are any."""
