@@ -66,11 +66,9 @@ class Chooser:
         targets = argmax(logits)
         best = logits.gather(-1, targets[:, None])[:, 0]
         distributions: dict[int, DraftDistribution] = {}
-        runners_up: dict[int, int | None] = {}
         rejected: list[tuple[list[Choice], torch.Tensor, torch.Tensor]] = []
         seeded, others = _by_kind(choices)
-        if seeded:
-            runners_up = self._seeded(seeded, logits, targets)
+        runners_up = self._seeded(seeded, logits, targets) if seeded else {}
         for kind, truncation, members in others:
             if kind == "support":
                 distributions |= self._from_support(members, truncation, logits, targets)
@@ -156,7 +154,8 @@ class Chooser:
         places = draw(logs.exp(), self.generator)
         seeded = [i for i, c in enumerate(members) if c.item.sampling.seed is not None]
         if seeded:
-            keys = self._keys([members[i] for i in seeded])
+            own = [members[i] for i in seeded]  # of one row each: who is asked for q has no draft
+            keys = noise_keys([c.item.sampling.seed or 0 for c in own], [c.position for c in own], self.device)
             places[seeded] = (logs[seeded] + gumbel(keys, ids[seeded])).argmax(-1)
         out[rows] = ids.gather(-1, places[:, None])[:, 0]
         found = {}
@@ -216,15 +215,6 @@ class Chooser:
     def _rows(self, members: Iterable[Choice]) -> torch.Tensor:
         rows = np.array([row for choice in members for row in choice.rows])  # torch takes a list number by number
         return torch.from_numpy(rows).to(self.device)
-
-    def _keys(self, members: Sequence[Choice]) -> torch.Tensor:
-        seeds: list[int] = []
-        positions: list[int] = []
-        for choice in members:
-            own = choice.positions
-            positions += own
-            seeds += [choice.item.sampling.seed or 0] * len(own)
-        return noise_keys(seeds, positions, self.device)
 
 
 def _rows_of(choice: Choice, outcome: Outcome) -> list[int]:

@@ -1,7 +1,7 @@
 """Losslessness through real processes: the ids are the target's own, whatever drafts, how far, and how many at once.
 
-`make test` runs a few prompts with five policies and six drafters, 1 and 16 at a time; `make lossless` the whole grid, some 40
-minutes alone on two cores.
+`make test` runs a few prompts with five policies and six drafters, 1 and 16 at a time; `make lossless` the whole grid, an hour
+and more alone on two cores.
 """
 
 from __future__ import annotations
