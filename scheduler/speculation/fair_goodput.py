@@ -243,7 +243,7 @@ class FairGoodput:
         else:
             offers = self._offers(record, weight)
             wished, crossings = self._best(offers, weight, held)
-            rounds = wished.grant.mode is STREAM and _rounds_would_do(offers, wished)
+            rounds = wished.grant.mode is STREAM and _rounds_would_do(offers[1:-1], wished)
             offer = wished if self._may_draft else offers[0]
         if held is not None:
             self._count(held, -1.0)
@@ -315,7 +315,7 @@ class FairGoodput:
         return weight / goodput if self._phi == 1.0 else float(weight * goodput**-self._phi)
 
     def _offers(self, record: SessionRecord, weight: float, longest: int = LONGEST_ROUND) -> list[Offer]:
-        """What it can be granted, LOCAL first."""
+        """What it can be granted: LOCAL first, a stream last."""
         costs = self._costs
         own = costs.token + costs.context * record.known
         local = Offer(LOCAL, 1.0, own, costs.step)
@@ -328,7 +328,13 @@ class FairGoodput:
         if self._governor.way is ROUNDS_ONLY and record.service.tpot_seconds is None:
             return [local, best]
         stream = self._stream(weight, rate, own, draft, trip)
-        return [local, best] if stream is None else [local, best, stream]
+        if stream is None:
+            return [local, best]
+        if not record.round_trip.value:
+            worth = _values((local, stream), weight, self.price)
+            if worth[1] > worth[0]:
+                return [local, stream]  # a round would wait for its draft, and who knows how far away that is
+        return [local, best, stream]
 
     def _round(self, weight: float, rate: float, own: float, draft: float, trip: float, longest: int) -> Offer:
         """The best length, of who takes `own` GPU-seconds without a draft. Where others keep the verifier busy, a draft waits
@@ -417,10 +423,9 @@ class FairGoodput:
             self._far += int(sign) * held.far
 
 
-def _rounds_would_do(offers: Sequence[Offer], wished: Offer) -> bool:
-    """A round, which comes next to LOCAL, promises about what the stream that is wished does."""
-    best = offers[1]
-    return best.tokens / best.seconds >= CLOSE * wished.tokens / wished.seconds
+def _rounds_would_do(rounds: Sequence[Offer], wished: Offer) -> bool:
+    """One of these promises about what the stream that is wished does."""
+    return any(one.tokens / one.seconds >= CLOSE * wished.tokens / wished.seconds for one in rounds)
 
 
 def build(argument: str, view: View, rng: np.random.Generator) -> FairGoodput:

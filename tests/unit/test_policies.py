@@ -224,6 +224,18 @@ def test_fair_goodput_stays_local_where_drafting_cannot_pay() -> None:
     assert LOCAL == grant
 
 
+def test_who_is_at_an_unknown_distance_is_not_waited_for() -> None:
+    """A round would be best next door; it is begun once that is known to be where the drafter is."""
+    near = record(1, 0.6, trip=0.002)
+    assert FairGoodput(view(near), 1.0).opened(near, 0.0).mode is Mode.ROUND
+    unheard = record(1, 0.6, trip=0.0)
+    one = FairGoodput(view(unheard), 1.0)
+    assert one.opened(unheard, 0.0).mode is Mode.STREAM
+    assert one.decided(unheard, NOTHING, 0.1).mode is Mode.STREAM
+    unheard.round_trip.observe(0.002)
+    assert [Mode.STREAM, Mode.ROUND] == [one.decided(unheard, NOTHING, now).mode for now in (0.2, 0.3)]
+
+
 def test_what_the_governor_is_told_does_not_drift_with_goodput() -> None:
     """Tokens of an identity per second, in the mean: the same whatever everybody is believed to have had."""
     earned = []
