@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,6 @@ from pydantic_core.core_schema import no_info_plain_validator_function, plain_se
 
 from specfleet.core.words import nearest
 
-Draw = Callable[[random.Random], float]
 PAIRS = {"uniform": ("low", "high"), "log_uniform": ("low", "high")}
 PARAMETERS = {"normal": ("mean", "sd"), "log_normal": ("mean", "cv")}
 KINDS = ("uniform", "log_uniform", "normal", "log_normal", "choice")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -89,11 +88,6 @@ class FleetResult:
     @property
     def tokens_per_second(self) -> float:
         return sum(self.rates)
-
-    @property
-    def log_utility(self) -> float:
-        """Sum over clients of log tokens per second."""
-        return sum(math.log(max(rate, 1e-9)) for rate in self.rates)
 
 
 class _PerClient(Nowhere):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol
@@ -206,8 +206,3 @@ def _terms(found: Any, name: str) -> Terms:
         return Terms(**found)
     except TypeError as error:
         raise ConfigurationError(f"{name} is no step profile: {error}") from None
-
-
-def described(machine: Machine) -> dict[str, Any]:
-    """What a manifest says of it."""
-    return {"kind": type(machine).__name__, "told": asdict(machine.told())}

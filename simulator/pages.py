@@ -31,8 +31,8 @@ class PagePool:
         self.total = total
         self.used = 0
         """Pages that some sequence holds."""
-        self.queried = self.hits = self.evictions = 0
-        """Tokens looked for in the prefix cache, found there; pages that had to make room."""
+        self.hits = self.evictions = 0
+        """Tokens found in the prefix cache; pages that had to make room."""
         self._size = page_size
         self._caching = prefix_cache
         self._references: dict[int, int] = {}
@@ -56,7 +56,6 @@ class PagePool:
             self._hold(key)
             held.shared.append(key)
         held.length = len(held.shared) * self._size
-        self.queried += len(tokens)
         self.hits += held.length
         return held
 
