@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from operator import eq
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from specfleet.core.errors import InternalError
+from specfleet.core.records import made
 from specfleet.core.step import Confidence, DraftDistribution, StepItem, StepResult
 from specfleet.core.trace import Phase, Tracer
 from specfleet.core.types import DRAFT_SUPPORT_LIMIT, TopLogprobs
@@ -25,8 +26,7 @@ Outcome = tuple[int, list[int], int | None]
 """Accepted of the draft, committed tokens, which alternative was accepted."""
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(NamedTuple):
     """One sampling item of a step and where its rows are."""
 
     item: StepItem
@@ -35,9 +35,13 @@ class Choice:
     """Absolute position of the token that the first row chooses."""
 
     @property
+    def count(self) -> int:
+        """Its rows: of the draft, and then one behind each alternative."""
+        return self.item.draft + 1 + len(self.item.alternatives)
+
+    @property
     def rows(self) -> range:
-        """Of the draft, and then one behind each alternative."""
-        return range(self.first_row, self.first_row + self.item.draft + 1 + len(self.item.alternatives))
+        return range(self.first_row, self.first_row + self.count)
 
     @property
     def positions(self) -> list[int]:
@@ -63,12 +67,10 @@ class Chooser:
     def choose(self, choices: Sequence[Choice], logits: torch.Tensor) -> list[StepResult]:
         """One result for each choice. `logits`: float32 (rows, vocabulary), each choice owning its `rows`. Raises
         InternalError naming the sequences whose logits are not finite."""
-        targets = argmax(logits)
-        best = logits.gather(-1, targets[:, None])[:, 0]
         distributions: dict[int, DraftDistribution] = {}
         rejected: list[tuple[list[Choice], torch.Tensor, torch.Tensor]] = []
         seeded, others = _by_kind(choices)
-        runners_up = self._seeded(seeded, logits, targets) if seeded else {}
+        targets, best, runners_up = self._targets(seeded, logits)
         for kind, truncation, members in others:
             if kind == "support":
                 distributions |= self._from_support(members, truncation, logits, targets)
@@ -77,61 +79,58 @@ class Chooser:
         largest = best.tolist()
         finite = [math.isfinite(value) for value in largest]  # the largest is NaN if any is
         if not all(finite):
-            bad = [str(c.item.sequence) for c in choices if not all(finite[c.rows.start : c.rows.stop])]
+            bad = [str(c.item.sequence) for c in choices if not all(finite[row] for row in c.rows)]
             raise InternalError(f"the model's logits are not finite for sequences {', '.join(bad)}")
         tokens = targets.tolist()
         if self._tracer is not None:
             self._tracer.mark(Phase.SAMPLING)
-        outcomes: dict[int, Outcome] = {}
-        for choice in choices:
-            own, item = tokens[choice.rows.start : choice.rows.stop], choice.item
-            if item.score:  # a text that is scored is kept, whatever this model thinks of it
-                outcomes[choice.first_row] = len(choice.draft), own[-1:], None
-            elif item.alternatives:
-                outcomes[choice.first_row] = match_tree(own, choice.draft, item.alternatives)
-            else:
-                outcomes[choice.first_row] = *match(own, choice.draft), None
+        outcomes = {choice.first_row: _outcome(choice, tokens) for choice in choices}
         for members, accepted, last in rejected:
             for choice, count, token in zip(members, accepted.tolist(), last.tolist(), strict=True):
                 outcomes[choice.first_row] = count, [*choice.draft[:count], token], None
         logprobs, top = self._logprobs(choices, outcomes, logits)
         sure = self._confidences(choices, logits, largest, tokens, runners_up)
-        return [
-            StepResult(
-                accepted=outcomes[c.first_row][0],
-                tokens=tuple(outcomes[c.first_row][1]),
-                alternative=outcomes[c.first_row][2] is not None,
-                logprobs=logprobs.get(c.first_row),
-                q=distributions.get(c.first_row),
-                matches=sum(map(eq, tokens[c.rows.start :], c.draft)) if c.item.score else 0,
-                confidence=sure.get(c.first_row),
-                top_logprobs=top.get(c.first_row),
+        results = []
+        for choice, (accepted, committed, alternative) in zip(choices, outcomes.values(), strict=True):
+            row = choice.first_row
+            matches = sum(map(eq, tokens[row:], choice.draft)) if choice.item.score else 0
+            told = (
+                logprobs.get(row),
+                distributions.get(row),
+                matches,
+                sure.get(row),
+                alternative is not None,
+                top.get(row),
             )
-            for c in choices
-        ]
+            results.append(made(StepResult, (accepted, tuple(committed), *told)))
+        return results
 
     @staticmethod
-    def _seeded(members: list[Choice], logits: torch.Tensor, out: torch.Tensor) -> dict[int, int | None]:
-        """argmax_v(log p_t(v) + G(seed, t, v)) in each row of the members, into `out`; and which would have come without
-        it, by row, where asked for: None where only one token can."""
+    def _targets(
+        seeded: list[Choice], logits: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[int, int | None]]:
+        """The token of each row, argmax_v(log p_t(v) + G(seed, t, v)) in those of `seeded` and the likeliest in others; the
+        largest logit of each row, NaN if one is; and which token would have come without the seeded one, by row, where asked
+        for: None where only one can."""
         own, asked = SeededRows(), False
-        for choice in members:
-            sampling, positions = choice.item.sampling, choice.positions
-            count = len(positions)
+        for choice in seeded:
+            sampling, count = choice.item.sampling, choice.count
             own.rows += choice.rows
             own.truncations += [Truncation.of(sampling)] * count
             own.seeds += [sampling.seed or 0] * count
-            own.positions += positions
+            own.positions += choice.positions
             asked = asked or choice.item.want_runner_up
-        first, second = seeded_argmax(logits, own, asked)
-        if len(own.rows) == len(logits):  # all of them, in their order
-            out.copy_(first)
+        if len(own.rows) == len(logits):  # all of them, in their order: nobody asks for the likeliest
+            targets, second, best = seeded_argmax(logits, own, asked)
         else:
-            out[own.rows] = first
+            targets = argmax(logits)
+            best = logits.gather(-1, targets[:, None])[:, 0]
+            if seeded:
+                targets[own.rows], second, _ = seeded_argmax(logits, own, asked)
         if not asked:
-            return {}
+            return targets, best, {}
         found = [None if token == NOBODY else token for token in second.tolist()]
-        return dict(zip(own.rows, found, strict=True))
+        return targets, best, dict(zip(own.rows, found, strict=True))
 
     def _reject(
         self, members: list[Choice], truncation: Truncation, logits: torch.Tensor
@@ -215,6 +214,17 @@ class Chooser:
     def _rows(self, members: Iterable[Choice]) -> torch.Tensor:
         rows = np.array([row for choice in members for row in choice.rows])  # torch takes a list number by number
         return torch.from_numpy(rows).to(self.device)
+
+
+def _outcome(choice: Choice, tokens: Sequence[int]) -> Outcome:
+    """By the match rule; `tokens`: of all rows of the step."""
+    row, item = choice.first_row, choice.item
+    if not item.draft:
+        return 0, [tokens[row]], None
+    if item.score:  # a text that is scored is kept, whatever this model thinks of it
+        return item.draft, [tokens[row + item.draft]], None
+    own = tokens[row : row + choice.count]
+    return match_tree(own, choice.draft, item.alternatives) if item.alternatives else (*match(own, choice.draft), None)
 
 
 def _rows_of(choice: Choice, outcome: Outcome) -> list[int]:

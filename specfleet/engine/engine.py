@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from specfleet.core.errors import InvalidRequest, Overloaded
+from specfleet.core.records import made
 from specfleet.core.step import Alternative, StepItem, StepResult, Stop
 from specfleet.core.trace import Phase, Tracer
 from specfleet.core.types import SamplingParams
@@ -234,7 +235,7 @@ class TorchEngine:
         choices, row = [], 0
         for item, start in zip(items, before, strict=True):
             if item.sample:
-                choices.append(Choice(item, row, start + len(item.tokens) - item.draft))
+                choices.append(made(Choice, (item, row, start + len(item.tokens) - item.draft)))
                 row += item.draft + 1 + len(item.alternatives)
         chosen = iter(self._chooser.choose(choices, logits) if choices else ())
         return [next(chosen) if item.sample else StepResult() for item in items]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -36,9 +37,18 @@ class SeededRows:
     """Absolute position of the token that each row chooses."""
 
 
-def seeded_argmax(logits: torch.Tensor, own: SeededRows, runners_up: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+class Raced(NamedTuple):
+    """Of each row: who won, int64 (rows,), who would have won without that one, and the largest logit, float32 (rows,), NaN if
+    one is. NOBODY where there is none, or nobody asked."""
+
+    first: torch.Tensor
+    second: torch.Tensor
+    largest: torch.Tensor
+
+
+def seeded_argmax(logits: torch.Tensor, own: SeededRows, runners_up: bool = False) -> Raced:
     """argmax_v(log p(v) + G(v)) over the kept tokens of each of `own.rows`, and where `runners_up` asks which would have been
-    it without that one: ids, int64 (rows,) each, NOBODY where there is none.
+    it without that one.
 
     `logits`: float32 (any, vocabulary), left as they are. Rows that are not finite get anything, and disturb no others.
     """
@@ -47,13 +57,16 @@ def seeded_argmax(logits: torch.Tensor, own: SeededRows, runners_up: bool = Fals
     from specfleet.engine.race_numba import race  # imported where it is used: numba may be missing
 
     rows, truncations = np.array(own.rows), np.array(own.truncations)
-    if truncations[:, 1].any():
-        logits = _cut_to_top_k(logits, rows, truncations)
     seeds, positions = np.array(own.seeds, dtype=np.uint64), np.array(own.positions, dtype=np.uint64)
-    first = np.full(len(rows), NOBODY)
-    second = np.full(len(rows), NOBODY) if runners_up else first
-    race(logits.numpy(), rows, truncations, seeds, positions, first, second, runners_up)
-    return torch.from_numpy(first), torch.from_numpy(second)
+    winners, tops = np.full((2, len(rows)), NOBODY), np.empty(len(rows), np.float32)
+    if truncations[:, 1].any():
+        scores = _cut_to_top_k(logits, rows, truncations)
+        race(scores.numpy(), rows, truncations, seeds, positions, winners, tops, runners_up)
+        largest = logits[own.rows].amax(-1)
+    else:
+        race(logits.numpy(), rows, truncations, seeds, positions, winners, tops, runners_up)
+        largest = torch.from_numpy(tops)
+    return Raced(*torch.from_numpy(winners), largest)
 
 
 def _cut_to_top_k(logits: torch.Tensor, rows: np.ndarray, truncations: np.ndarray) -> torch.Tensor:
@@ -68,7 +81,7 @@ def _cut_to_top_k(logits: torch.Tensor, rows: np.ndarray, truncations: np.ndarra
     return logits
 
 
-def _grouped(logits: torch.Tensor, own: SeededRows, runners_up: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def _grouped(logits: torch.Tensor, own: SeededRows, runners_up: bool) -> Raced:
     """`seeded_argmax_of_all`, rows of one truncation together."""
     keys = noise_keys(own.seeds, own.positions, logits.device)
     if len(own.rows) < len(logits):
@@ -76,12 +89,13 @@ def _grouped(logits: torch.Tensor, own: SeededRows, runners_up: bool) -> tuple[t
     groups: dict[Truncation, list[int]] = {}
     for place, truncation in enumerate(own.truncations):
         groups.setdefault(truncation, []).append(place)
+    largest = logits.amax(-1)
     if len(groups) == 1:
-        return seeded_argmax_of_all(logits, own.truncations[0], keys, runners_up)
+        return Raced(*seeded_argmax_of_all(logits, own.truncations[0], keys, runners_up), largest)
     found = torch.empty(2, len(keys), dtype=torch.int64, device=logits.device)
     for truncation, places in groups.items():
         found[:, places] = torch.stack(seeded_argmax_of_all(logits[places], truncation, keys[places], runners_up))
-    return found[0], found[1]
+    return Raced(found[0], found[1], largest)
 
 
 def prepare(device: torch.device) -> None:

@@ -140,11 +140,20 @@ def _takers(scores: Any, weights: Any, least_score: float, least_weight: float, 
 
 
 @exact
+def _unknown(numbers: Any) -> int:
+    """How many are NaN."""
+    count = np.int32(0)
+    for place in range(len(numbers)):
+        count += np.int32(numbers[place] != numbers[place])
+    return count
+
+
+@exact
 def race(
-    logits: Any, rows: Any, truncations: Any, seeds: Any, positions: Any, first: Any, second: Any, runners_up: bool
+    logits: Any, rows: Any, truncations: Any, seeds: Any, positions: Any, winners: Any, tops: Any, runners_up: bool
 ) -> None:
-    """The winner of each of `rows` into `first`, and where `runners_up` asks whoever would be it without that one into
-    `second`.
+    """The winner of each of `rows` into `winners[0]`, and where `runners_up` asks whoever would be it without that one into
+    `winners[1]`; its largest logit into `tops`, NaN if there is any.
 
     `logits`: float32 (any, vocabulary). `truncations`: float64 (rows, 4), the fields of a `Truncation`, of which top_k was
     seen to. `seeds`, `positions`: uint64 (rows,). Scores are what a logit is below its row's largest, over the float32
@@ -159,6 +168,7 @@ def race(
         least_score = np.float32(math.log(min_p)) if min_p > 0.0 else np.float32(-np.inf)
         key = _key(seeds[row], positions[row])
         own, top = logits[rows[row]], largest(logits[rows[row]])
+        tops[row] = np.float32(np.nan) if _unknown(own) else top
         for token in range(vocabulary):
             scores[token] = (own[token] - top) / temperature
         total = 0.0
@@ -172,6 +182,6 @@ def race(
             least_weight = np.float32(min(_cut_off(weights, spare), 1.0))
         count = _takers(scores, weights, least_score, least_weight, places)
         found = _winner(scores, weights, places[:count], key, certain, _NOBODY)
-        first[row] = found
+        winners[0, row] = found
         if runners_up and found != _NOBODY:
-            second[row] = _winner(scores, weights, places[:count], key, certain, found)
+            winners[1, row] = _winner(scores, weights, places[:count], key, certain, found)

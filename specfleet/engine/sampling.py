@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from specfleet.core.records import made
 from specfleet.core.types import SamplingParams
 
 _LIKELY = 256
@@ -36,7 +37,7 @@ class Truncation(NamedTuple):
 
     @classmethod
     def of(cls, sampling: SamplingParams) -> Truncation:
-        return cls(sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
+        return made(cls, (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p))
 
 
 def process(logits: torch.Tensor, truncation: Truncation) -> torch.Tensor:

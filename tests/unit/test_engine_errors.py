@@ -98,7 +98,8 @@ def test_the_context_length_is_a_limit(tmp_path: Path) -> None:
     assert_refused(engine, [StepItem(1, [1, 2, 3], GREEDY)], PromptTooLong, "33 tokens .* context of 32")
 
 
-def test_logits_that_are_not_finite_name_the_sequences(tmp_path: Path) -> None:
+@pytest.mark.parametrize("beside", [GREEDY, SamplingParams(seed=2)], ids=["greedy", "seeded"])
+def test_logits_that_are_not_finite_name_the_sequences(beside: SamplingParams, tmp_path: Path) -> None:
     """A model gone NaN is our error; every sequence of the step is as it was and the engine goes on."""
     engine = engine_with(tmp_path, [1, 2, 3])
     engine.open(2, [4])
@@ -106,7 +107,7 @@ def test_logits_that_are_not_finite_name_the_sequences(tmp_path: Path) -> None:
     weights = engine.model.run.embedding
     before = weights[5].clone()
     weights[5] = float("nan")
-    items = [StepItem(1, [9], GREEDY), StepItem(2, [4, 5], SamplingParams(seed=1))]
+    items = [StepItem(1, [9], beside), StepItem(2, [4, 5], SamplingParams(seed=1))]
 
     assert_refused(engine, items, InternalError, "not finite for sequences 2$")
     weights[5] = before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -37,7 +38,7 @@ def raced(
     """All of these rows, with the keys `KEYS` has for these positions."""
     count = len(rows)
     own = SeededRows(list(range(count)), [truncation] * count, [5] * count, list(positions)[:count])
-    return seeded_argmax(rows, own, runners_up)
+    return seeded_argmax(rows, own, runners_up)[:2]
 
 
 @pytest.mark.parametrize("spread", [0.01, 1.0, 4.0, 30.0])
@@ -94,6 +95,17 @@ def test_a_row_that_is_not_finite_disturbs_no_other(bad: float, top_p: float) ->
     assert expected[others].tolist() == found[others].tolist()
 
 
+@pytest.mark.parametrize("bad", [torch.nan, -torch.nan])
+def test_a_single_bad_logit_shows(bad: float) -> None:
+    """Of either sign, which integers would tell apart."""
+    rows = logits(2.0)
+    rows[2, 7] = bad
+    own = SeededRows(list(range(ROWS)), [Truncation(1.0, 0, 0.9, 0.0)] * ROWS, [5] * ROWS, list(range(ROWS)))
+
+    assert torch.equal(rows.amax(-1).isnan(), seeded_argmax(rows, own).largest.isnan())
+    assert math.isnan(seeded_argmax(rows, own).largest[2])
+
+
 def test_nobody_but_bad_rows() -> None:
     """A step of which no row is finite still gives every row something."""
     first, second = raced(torch.full((3, 10), torch.nan), Truncation(1.0, 0, 0.9, 0.0), runners_up=True)
@@ -120,7 +132,8 @@ def test_rows_of_many_requests_at_once(compiled: bool, monkeypatch: pytest.Monke
         for n, (row, truncation) in enumerate(zip(own.rows, own.truncations, strict=True))
     ]
 
-    first, second = seeded_argmax(rows, own, runners_up=True)
+    first, second, largest = seeded_argmax(rows, own, runners_up=True)
 
     assert [(int(a), int(b)) for a, b in alone] == list(zip(first.tolist(), second.tolist(), strict=True))
+    assert torch.equal(rows[own.rows].amax(-1), largest)
     assert torch.equal(before, rows)
