@@ -31,8 +31,8 @@ _LARGEST = np.float32(LARGEST_W)
 _LOWEST = np.float32(-87.0)
 """Below it e^x is no normal float32."""
 _TINY = float(np.finfo(np.float64).tiny)
-_STRETCH = 64
-"""Tokens that are looked at together."""
+_WORD = 8
+"""Bytes."""
 _PARTS = 16.0, 64.0, 256.0, 1024.0
 """Shares of what may be cut off that are tried as a bound: the higher it is, the fewer tokens race."""
 _CAREFUL = 0.9999
@@ -88,6 +88,13 @@ def _winner(scores: Any, weights: Any, places: Any, key: Any, certain: float, ex
         above = scores[token]  # cut off, and so is whoever is no likelier
 
 
+@exact
+def _score(logits: Any, top: float, temperature: float, scores: Any) -> None:
+    """How far each of a row's logits is below its largest, over the temperature."""
+    for token in range(len(logits)):
+        scores[token] = (logits[token] - top) / temperature
+
+
 @fast
 def _weigh(scores: Any, weights: Any) -> float:
     """Exponentials of `scores` into `weights`; their sum."""
@@ -117,25 +124,18 @@ def _cut_off(weights: Any, spare: float) -> float:
     return spare / len(weights)  # type: ignore[no-any-return]
 
 
-@fast
-def _count(weights: Any, least: float) -> int:
-    """How many are not below it."""
-    count = np.int32(0)
-    for place in range(len(weights)):
-        count += np.int32(weights[place] >= least)
-    return count
-
-
 @exact
-def _takers(scores: Any, weights: Any, least_score: float, least_weight: float, places: Any) -> int:
-    """The tokens below neither, into `places`; how many. Mostly there are none for long stretches."""
-    count, vocabulary = 0, len(scores)
-    for begin in range(0, vocabulary, _STRETCH):
-        end = min(begin + _STRETCH, vocabulary)
-        if _count(weights[begin:end], least_weight):
-            for token in range(begin, end):
+def _takers(scores: Any, weights: Any, least_score: float, least_weight: float, takes: Any, places: Any) -> int:
+    """The tokens below neither, into `places`; how many. `takes`: room for a byte each, zeros up to a whole number of words;
+    `places` has room for a word's more. Most words are zero, and within others nothing is left to be guessed by a branch."""
+    for token in range(len(scores)):
+        takes[token] = np.uint8(weights[token] >= least_weight) & np.uint8(scores[token] >= least_score)
+    words, count = takes.view(np.uint64), 0
+    for word in range(len(words)):
+        if words[word]:
+            for token in range(_WORD * word, _WORD * (word + 1)):
                 places[count] = token
-                count += int(weights[token] >= least_weight) & int(scores[token] >= least_score)
+                count += np.int64(takes[token])
     return count
 
 
@@ -160,7 +160,8 @@ def race(
     temperature. Those below log(min_p) do not take part, nor the least likely of at most 1 - top_p together.
     """
     vocabulary = logits.shape[1]
-    places = np.empty(vocabulary, np.int64)
+    takes = np.zeros(-(-vocabulary // _WORD) * _WORD, np.uint8)
+    places = np.empty(vocabulary + _WORD, np.int64)
     scores, weights = np.empty(vocabulary, np.float32), np.empty(vocabulary, np.float32)
     for row in range(len(rows)):
         temperature = np.float32(max(truncations[row, 0], SMALLEST_TEMPERATURE))
@@ -169,8 +170,7 @@ def race(
         key = _key(seeds[row], positions[row])
         own, top = logits[rows[row]], largest(logits[rows[row]])
         tops[row] = np.float32(np.nan) if _unknown(own) else top
-        for token in range(vocabulary):
-            scores[token] = (own[token] - top) / temperature
+        _score(own, top, temperature, scores)
         total = 0.0
         for begin in range(0, vocabulary, _SUMMED):
             total += _weigh(scores[begin : begin + _SUMMED], weights[begin : begin + _SUMMED])
@@ -180,7 +180,7 @@ def race(
             # What all weigh, less what may be cut off.
             certain = max(total - spare, _TINY)
             least_weight = np.float32(min(_cut_off(weights, spare), 1.0))
-        count = _takers(scores, weights, least_score, least_weight, places)
+        count = _takers(scores, weights, least_score, least_weight, takes, places)
         found = _winner(scores, weights, places[:count], key, certain, _NOBODY)
         winners[0, row] = found
         if runners_up and found != _NOBODY:
