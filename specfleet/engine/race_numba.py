@@ -150,10 +150,18 @@ def _unknown(numbers: Any) -> int:
 
 @exact
 def race(
-    logits: Any, rows: Any, truncations: Any, seeds: Any, positions: Any, winners: Any, tops: Any, runners_up: bool
+    logits: Any,
+    rows: Any,
+    truncations: Any,
+    seeds: Any,
+    positions: Any,
+    first: Any,
+    second: Any,
+    tops: Any,
+    runners_up: bool,
 ) -> None:
-    """The winner of each of `rows` into `winners[0]`, and where `runners_up` asks whoever would be it without that one into
-    `winners[1]`; its largest logit into `tops`, NaN if there is any.
+    """The winner of each of `rows` into `first`, and where `runners_up` asks whoever would be it without that one into
+    `second`; its largest logit into `tops`, NaN if there is any.
 
     `logits`: float32 (any, vocabulary). `truncations`: float64 (rows, 4), the fields of a `Truncation`, of which top_k was
     seen to. `seeds`, `positions`: uint64 (rows,). Scores are what a logit is below its row's largest, over the float32
@@ -182,6 +190,6 @@ def race(
             least_weight = np.float32(min(_cut_off(weights, spare), 1.0))
         count = _takers(scores, weights, least_score, least_weight, takes, places)
         found = _winner(scores, weights, places[:count], key, certain, _NOBODY)
-        winners[0, row] = found
+        first[row], second[row] = found, _NOBODY
         if runners_up and found != _NOBODY:
-            winners[1, row] = _winner(scores, weights, places[:count], key, certain, found)
+            second[row] = _winner(scores, weights, places[:count], key, certain, found)
