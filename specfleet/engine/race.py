@@ -60,7 +60,7 @@ def seeded_argmax(logits: torch.Tensor, own: SeededRows, runners_up: bool = Fals
     count, rows, truncations = len(own.rows), np.array(own.rows), np.array(own.truncations)
     seeds, positions = np.array(own.seeds, dtype=np.uint64), np.array(own.positions, dtype=np.uint64)
     first, second, tops = np.empty(count, np.int64), np.empty(count, np.int64), np.empty(count, np.float32)
-    cut = any([one.top_k for one in own.truncations])
+    cut = any(one.top_k for one in own.truncations)
     scores = _cut_to_top_k(logits, rows, truncations) if cut else logits
     race(scores.numpy(), rows, truncations, seeds, positions, first, second, tops, runners_up)
     largest = logits[own.rows].amax(-1) if cut else torch.from_numpy(tops)
