@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,8 +14,7 @@ from specfleet.core.step import PAGE_SIZE
 from specfleet.engine.tiles import Tiles, cut
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """One sequence's part of a step: `tokens` at places [start, start + len(tokens))."""
 
     tokens: Sequence[int]
@@ -29,7 +29,7 @@ class Span:
     leaves it is the position, too."""
 
     @property
-    def count(self) -> int:
+    def size(self) -> int:
         return len(self.tokens)
 
     @property
@@ -117,14 +117,21 @@ class StepBatch:
         slots: list[int] = []
         rows: list[int] = []
         self.offsets = [0]
-        self.trees = any(span.leaves for span in spans)
+        self.trees = False
         """Whether some queries do not see all that lies before them."""
         for span in spans:
-            tokens.extend(span.tokens)
-            positions.extend(span.positions)
+            own, start, pages, count, leaves = span
+            tokens += own
+            end = len(tokens)
+            self.offsets.append(end)
+            rows += range(end - count, end)
+            if len(own) == 1 and not leaves:  # most that a fleet does
+                positions.append(start)
+                slots.append(pages[start // PAGE_SIZE] * PAGE_SIZE + start % PAGE_SIZE)
+                continue
+            positions += span.positions
             _extend_slots(slots, span)
-            rows.extend(range(len(tokens) - span.rows, len(tokens)))
-            self.offsets.append(len(tokens))
+            self.trees = self.trees or bool(leaves)
         self.tokens = n = len(tokens)
         packed = _to_tensor([*tokens, *positions, *slots, *rows], device)  # one transfer
         self.token_ids, self.position_ids = packed[None, :n], packed[None, n : 2 * n]
@@ -167,7 +174,7 @@ class StepBatch:
         """The step in tiles of up to `queries`. Made by the first layer that asks, shared by the others."""
         found = self._tiles.get(queries)
         if found is None:
-            table = cut([span.count for span in self.spans], [span.pages_read for span in self.spans], queries)
+            table = cut([span.size for span in self.spans], [span.pages_read for span in self.spans], queries)
             found = self._tiles[queries] = Tiles(
                 table=torch.from_numpy(table).to(self.device),
                 positions=self.position_ids[0],
@@ -182,7 +189,7 @@ class StepBatch:
         """Over the sequences with up to `most` tokens here. Made by the first layer that asks, shared by the others."""
         found = self._walks.get(most)
         if found is None:
-            long = [i for i, span in enumerate(self.spans) if span.count > most]
+            long = [i for i, span in enumerate(self.spans) if span.size > most]
             groups = group_by_shape([self.spans[i] for i in long])
             found = self._walks[most] = Walk(
                 table=self._table(most),
@@ -199,10 +206,10 @@ class StepBatch:
         own: list[int] = []
         begin = 0
         for span, offset in zip(self.spans, self.offsets, strict=False):
-            if span.count <= most:
+            if span.size <= most:
                 text = span.end - len(span.leaves)
-                rows.extend(range(offset, offset + span.count))
-                begins.extend([begin] * span.count)
+                rows.extend(range(offset, offset + span.size))
+                begins.extend([begin] * span.size)
                 positions.extend(span.positions)
                 last.extend([*range(span.start, text), *(position - 1 for position in span.leaves)])
                 own.extend([*[-1] * (text - span.start), *range(text, span.end)])
@@ -211,7 +218,7 @@ class StepBatch:
 
     @property
     def most_queries(self) -> int:
-        return max(span.count for span in self.spans)
+        return max(span.size for span in self.spans)
 
     @property
     def most_pages(self) -> int:
@@ -219,7 +226,7 @@ class StepBatch:
 
     def _group(self, members: list[int]) -> Group:
         spans = [self.spans[i] for i in members]
-        queries = max(span.count for span in spans)
+        queries = max(span.size for span in spans)
         pages = max(span.pages_read for span in spans)
         table: list[int] = []
         positions: list[int] = []
@@ -229,7 +236,7 @@ class StepBatch:
             table += _padded(span.pages[: span.pages_read], pages)
             positions += _padded(span.positions, queries)
             rows += _padded(range(self.offsets[i], self.offsets[i + 1]), queries)
-            real.extend(range(k * queries, k * queries + span.count))
+            real.extend(range(k * queries, k * queries + span.size))
         m, first = len(members), rows[0]
         in_order = rows == list(range(first, first + m * queries))
         neighbours = m == 1 and table == list(range(table[0], table[0] + pages))
@@ -256,19 +263,19 @@ def group_by_shape(spans: Sequence[Span], waste: float = 2.0) -> list[list[int]]
     Cost of a padded group: members * (most queries) * (most pages) against the sum of queries * pages. Sequences are
     taken in order of (queries, pages), so a group's padding is bounded by its first and last member.
     """
-    order = sorted(range(len(spans)), key=lambda i: (spans[i].count, spans[i].pages_read))
+    order = sorted(range(len(spans)), key=lambda i: (spans[i].size, spans[i].pages_read))
     groups: list[list[int]] = []
     needed = most_queries = most_pages = 0
     for i in order:
         span = spans[i]
-        queries, pages = max(most_queries, span.count), max(most_pages, span.pages_read)
-        own = span.count * span.pages_read
+        queries, pages = max(most_queries, span.size), max(most_pages, span.pages_read)
+        own = span.size * span.pages_read
         if groups and (len(groups[-1]) + 1) * queries * pages <= waste * (needed + own):
             groups[-1].append(i)
             needed, most_queries, most_pages = needed + own, queries, pages
         else:
             groups.append([i])
-            needed, most_queries, most_pages = own, span.count, span.pages_read
+            needed, most_queries, most_pages = own, span.size, span.pages_read
     for group in groups:
         group.sort()
     return groups
@@ -281,10 +288,10 @@ def fixed_passes(spans: Sequence[Span], size: int, scratch: Sequence[int]) -> li
     room = size
     for span in spans:
         at = 0
-        while at < span.count:
-            end = min(span.count, at + room)
-            rows = max(0, end - max(at, span.count - span.rows))
-            plain = span.count - len(span.leaves)
+        while at < span.size:
+            end = min(span.size, at + room)
+            rows = max(0, end - max(at, span.size - span.rows))
+            plain = span.size - len(span.leaves)
             leaves = span.leaves[max(0, at - plain) : max(0, end - plain)]
             passes[-1].append(Span(span.tokens[at:end], span.start + at, span.pages, rows, leaves))
             room -= end - at

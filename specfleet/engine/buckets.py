@@ -53,5 +53,5 @@ _SMALL = 32
 def pad(spans: Sequence[Span], bucket: Bucket, scratch: Sequence[int]) -> list[Span]:
     """The step with exactly the bucket's tokens: what is missing is one more sequence, last, that wants no logits and writes
     to `scratch` pages (at least `bucket.scratch_pages`), which nobody else holds."""
-    room = bucket.tokens - sum(span.count for span in spans)
+    room = bucket.tokens - sum(span.size for span in spans)
     return [*spans, Span([0] * room, 0, scratch, 0)] if room else list(spans)

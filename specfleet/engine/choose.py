@@ -35,13 +35,13 @@ class Choice(NamedTuple):
     """Absolute position of the token that the first row chooses."""
 
     @property
-    def count(self) -> int:
+    def size(self) -> int:
         """Its rows: of the draft, and then one behind each alternative."""
         return self.item.draft + 1 + len(self.item.alternatives)
 
     @property
     def rows(self) -> range:
-        return range(self.first_row, self.first_row + self.count)
+        return range(self.first_row, self.first_row + self.size)
 
     @property
     def positions(self) -> list[int]:
@@ -114,7 +114,7 @@ class Chooser:
         for: None where only one can."""
         own, asked = SeededRows(), False
         for choice in seeded:
-            sampling, count = choice.item.sampling, choice.count
+            sampling, count = choice.item.sampling, choice.size
             own.rows += choice.rows
             own.truncations += [Truncation.of(sampling)] * count
             own.seeds += [sampling.seed or 0] * count
@@ -223,7 +223,7 @@ def _outcome(choice: Choice, tokens: Sequence[int]) -> Outcome:
         return 0, [tokens[row]], None
     if item.score:  # a text that is scored is kept, whatever this model thinks of it
         return item.draft, [tokens[row + item.draft]], None
-    own = tokens[row : row + choice.count]
+    own = tokens[row : row + choice.size]
     return match_tree(own, choice.draft, item.alternatives) if item.alternatives else (*match(own, choice.draft), None)
 
 

@@ -217,11 +217,12 @@ class TorchEngine:
             copies += self._pages.append(item.sequence, tokens)
             pages = self._pages.block_table(item.sequence)
             rows = item.draft + 1 + len(item.alternatives) if item.sample else 0
-            spans.append(Span(tokens, start, pages, rows, [first + one.offset for one in item.alternatives]))
+            leaves = [first + one.offset for one in item.alternatives] if item.alternatives else ()
+            spans.append(made(Span, (tokens, start, pages, rows, leaves)))
         self._worker.copy(copies)
         logits = self._worker.run(spans, lambda: self._mark(Phase.BUILD))
         self.counters.forward_seconds += self._worker.forward_seconds
-        self.counters.tokens += sum(span.count for span in spans)
+        self.counters.tokens += sum(span.size for span in spans)
         self._mark(Phase.FORWARD)
         return logits
 
@@ -264,11 +265,10 @@ class TorchEngine:
     def _check(self, items: Sequence[StepItem]) -> None:
         if len({item.sequence for item in items}) < len(items):
             raise InvalidRequest("a sequence is twice in one step; merge its tokens into one item")
+        needed = 0
         for item in items:
             check_item(item, self._pages.length(item.sequence), self.model)
-        needed = sum(
-            self._pages.pages_needed(item.sequence, len(item.tokens) + len(item.alternatives)) for item in items
-        )
+            needed += self._pages.pages_needed(item.sequence, len(item.tokens) + len(item.alternatives))
         if needed > self._pages.free_pages:
             raise Overloaded(
                 f"the step needs {needed} KV pages and {self.free_pages} of {self.total_pages} are free; "

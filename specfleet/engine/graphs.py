@@ -196,7 +196,7 @@ class Graphs:
     def fill(self, spans: Sequence[Span]) -> Run | None:
         """Put the step into the buffers of its bucket. Returns what computes its logits, float32 (rows, vocabulary), good
         until the next step; None if no bucket holds it, with nothing changed."""
-        bucket = bucket_for(self.buckets, len(spans), sum(span.count for span in spans))
+        bucket = bucket_for(self.buckets, len(spans), sum(span.size for span in spans))
         if bucket is None:
             return None
         batch, replay = self._batches[bucket], self._replays[bucket]

@@ -138,10 +138,7 @@ class PageTable:
 
     def pages_needed(self, sequence: int, count: int) -> int:
         """Pages that appending `count` tokens takes, the copy of a shared last page included."""
-        entry = self._get(sequence)
-        length = len(entry.tokens)
-        new = -(-(length + count) // self.page_size) - len(entry.pages)
-        return new + (count > 0 and self._last_is_shared(entry))
+        return self._needed(self._get(sequence), count)
 
     def can_allocate(self, wanted: Iterable[tuple[int, int]]) -> bool:
         """True if appending `count` tokens to each `(sequence, count)` fits into the pool."""
@@ -151,12 +148,13 @@ class PageTable:
         """Make room for `tokens` and count them as computed. Returns the (source, destination) pages to copy before any
         is written. Raises Overloaded, with nothing changed, if the pages do not suffice."""
         entry = self._get(sequence)
-        needed = self.pages_needed(sequence, len(tokens))
-        if needed > self.free_pages:
+        needed = self._needed(entry, len(tokens))
+        if needed and needed > self.free_pages:
             raise Overloaded(
                 f"sequence {sequence} needs {needed} KV pages and {self.free_pages} of {self.total} are free"
             )
-        self.settle(sequence)
+        if len(entry.digests) < len(entry.tokens) // self.page_size:
+            self.settle(sequence)
         copies = self._own_last(entry) if tokens else []
         entry.tokens.extend(tokens)
         while len(entry.pages) * self.page_size < len(entry.tokens):
@@ -230,9 +228,12 @@ class PageTable:
     def _chain(self, previous: bytes, tokens: Sequence[int]) -> bytes:
         return blake2b(array("q", tokens).tobytes(), digest_size=16, key=previous).digest()
 
-    def _last_is_shared(self, entry: SequencePages) -> bool:
-        partly_filled = len(entry.tokens) % self.page_size != 0
-        return partly_filled and self._references[entry.pages[-1]] > 1
+    def _needed(self, entry: SequencePages, count: int) -> int:
+        """Pages that appending `count` tokens takes."""
+        length, size = len(entry.tokens), self.page_size
+        new = -(-(length + count) // size) - len(entry.pages)
+        last_is_shared = length % size and count and self._references[entry.pages[-1]] > 1
+        return new + 1 if last_is_shared else new
 
     def _own_last(self, entry: SequencePages) -> list[tuple[int, int]]:
         """Make the partly filled last page writable: copy it if others read it, drop it from the index if only the

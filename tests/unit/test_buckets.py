@@ -41,7 +41,7 @@ def test_padding_adds_one_sequence_that_nobody_hears_of() -> None:
 
     padded = pad(spans, Bucket(24, 4), scratch)
 
-    assert spans == padded[:2] and 24 == sum(span.count for span in padded)
+    assert spans == padded[:2] and 24 == sum(span.size for span in padded)
     assert (0, 0, [*scratch]) == (padded[2].start, padded[2].rows, list(padded[2].pages))
     assert Bucket(24, 4).scratch_pages == len(scratch)
     assert spans == pad(spans, Bucket(4, 2), scratch)
