@@ -57,6 +57,8 @@ MOST_AHEAD = 48
 """Tokens beyond the confirmed text at most, however far away the verifier is."""
 COALESCE_SECONDS = 0.004
 """Guesses ahead that come faster than this share a message."""
+SPARE = 0.2
+"""Share of a step by which its beginning may be off from where a drafter takes it to be: then its guesses go one by one."""
 LEAST_AHEAD, LEAST_AHEAD_NEAR = 0.03, 0.3
 """Least chance that a branch is right when it is of use, for guesses further ahead: far from the verifier they cost little but
 a late start where they were wrong, by half a guess's time. The second is for a verifier nearer than"""
@@ -470,8 +472,22 @@ class DraftingSession:
 
     def _gathered(self) -> Draft | None:
         """What to send after guessing: the draft of a ROUND once it is full, what is ahead as it has gathered."""
-        enough = self._wanted() <= 0 if self._unanswered else self._clock() - self._sent_at >= COALESCE_SECONDS
+        if self._unanswered:
+            enough = self._wanted() <= 0
+        else:
+            now = self._clock()
+            enough = now - self._sent_at >= COALESCE_SECONDS and not self._in_time(now)
         return self._rest() if enough else None
+
+    def _in_time(self, now: float) -> bool:
+        """Whether one more guess, sent with these, would certainly come before the step that could verify them: each message
+        takes the verifier's time. In STREAM steps follow each other, the first of them when the newest verdict was sent."""
+        pace = self._pace
+        step = pace.step_seconds.value
+        if self._grant.mode is not STREAM or not step or not self._verdict_at:
+            return False
+        passed, spare = (now - self._verdict_at + pace.round_trip.value) % step, SPARE * step
+        return spare <= passed and passed + pace.draft_seconds.value + spare < step
 
     def _rest(self) -> Draft | None:
         """What was not sent yet, to be sent now; in ROUND with the word that no more will come, once per round, unless the
