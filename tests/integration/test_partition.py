@@ -21,7 +21,8 @@ from support.pair import DRAFT, TARGET
 
 SOAK = os.environ.get("SPECFLEET_SOAK") == "1"
 STREAMS = 32 if SOAK else 8
-TOKENS = 60
+TOKENS, MIDWAY = 240, 20
+"""Of each stream, and where the first of them is when the cable is unplugged: on a quick machine the rest takes a second."""
 HERE, THERE = "10.231.77.2", "10.231.77.1"
 NAMESPACE = f"specfleet-{os.getpid()}"
 OUR_END, ITS_END = f"sfa{os.getpid()}"[:15], f"sfb{os.getpid()}"[:15]
@@ -94,9 +95,17 @@ def sampling(number: int) -> SamplingParams:
     return SamplingParams(max_tokens=TOKENS, temperature=0.0, ignore_eos=True)
 
 
-async def texts(client: AsyncClient) -> list[tuple[int, ...]]:
-    replies = await asyncio.gather(*(client.generate(f"{n} old houses", sampling(n)) for n in range(STREAMS)))
-    return [reply.token_ids for reply in replies]
+async def texts(client: AsyncClient, midway: asyncio.Event) -> list[tuple[int, ...]]:
+    """Sets `midway` once it is."""
+
+    async def one(number: int) -> tuple[int, ...]:
+        async with client.stream(f"{number} old houses", sampling(number)) as stream:
+            async for _ in stream:
+                if len(stream.token_ids) >= MIDWAY:
+                    midway.set()
+            return tuple(stream.token_ids)
+
+    return await asyncio.gather(*map(one, range(STREAMS)))
 
 
 @pytest.mark.parametrize("seconds", [5.0, *([25.0] if SOAK else [])])
@@ -107,9 +116,11 @@ def test_a_partition_costs_time_and_nothing_else(fleet: Fleet, seconds: float) -
 
     async def main() -> None:
         async with AsyncClient(fleet.drafter.address, timeout=300) as client:
-            undisturbed = await texts(client)
-            running = asyncio.create_task(texts(client))
-            await asyncio.sleep(0.5)
+            midway = asyncio.Event()
+            undisturbed = await texts(client, midway)
+            midway.clear()
+            running = asyncio.create_task(texts(client, midway))
+            await midway.wait()
             await asyncio.to_thread(plug, False)
             assert not running.done(), "the streams were over before the partition began"
             await asyncio.sleep(seconds)
