@@ -58,6 +58,7 @@ def main(models: list[str]) -> None:
         sys.stdout.write(json.dumps(found) + "\n")
         sys.stdout.flush()
         engine.shutdown()
+    ranks.leave()
 
 
 if __name__ == "__main__":
