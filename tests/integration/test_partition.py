@@ -120,7 +120,7 @@ def test_a_partition_costs_time_and_nothing_else(fleet: Fleet, seconds: float) -
             undisturbed = await texts(client, midway)
             midway.clear()
             running = asyncio.create_task(texts(client, midway))
-            await midway.wait()
+            await asyncio.wait({running, asyncio.create_task(midway.wait())}, return_when=asyncio.FIRST_COMPLETED)
             await asyncio.to_thread(plug, False)
             assert not running.done(), "the streams were over before the partition began"
             await asyncio.sleep(seconds)
