@@ -23,11 +23,8 @@ import logging
 import math
 import re
 from collections.abc import Sequence
-from operator import mul
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from specfleet.core.step import Confidence, StepResult
 
@@ -89,6 +86,13 @@ def _log_odds(chance: float, least: float) -> float:
     return math.log(chance / (1.0 - chance))
 
 
+def _product(a: Sequence[float], b: Sequence[float]) -> float:
+    total = 0.0
+    for at, value in enumerate(a):
+        total += value * b[at]
+    return total
+
+
 class Predictor:
     """The chance that a guess is right, given that those before it are, for one kind of guess."""
 
@@ -99,45 +103,52 @@ class Predictor:
     )
 
     def __init__(self, weights: Sequence[float] = PRIOR) -> None:
-        self.weights = tuple(map(float, weights))
-        self._covariance = np.eye(len(PRIOR)) * PRIOR_VARIANCE
+        self.weights = [float(weight) for weight in weights]
+        size = range(len(PRIOR))
+        self._covariance = [[PRIOR_VARIANCE if row == column else 0.0 for column in size] for row in size]
         self.typical = TYPICAL
         """Discounted share of labelled guesses that were right: what a generation's record begins with."""
 
     def chance(self, x: Features) -> float:
-        """In (0, 1). Plain floats: an array costs more than the whole product."""
-        score = sum(map(mul, self.weights, x))
+        """In (0, 1). Plain floats, here and below: an array costs more than the whole product, and nothing of it could be
+        compiled."""
+        score = _product(self.weights, x)
         return 1.0 / (1.0 + math.exp(30.0 if score < -30.0 else -30.0 if score > 30.0 else -score))
 
     def learn(self, x: Features, right: bool) -> None:
         p = self.chance(x)
-        point, covariance = np.array(x), self._covariance
+        covariance, weights = self._covariance, self.weights
         # Forgetting widens the belief, but never beyond what was believed before anything was known.
-        wider = min(1.0 / FORGETTING, PRIOR_VARIANCE / max(covariance.diagonal().tolist()))
-        along = covariance.dot(point) * wider
-        variance = float(along.dot(point))
+        widest = 0.0
+        for at, row in enumerate(covariance):
+            widest = max(widest, row[at])
+        wider = min(1.0 / FORGETTING, PRIOR_VARIANCE / widest)
+        along = [wider * _product(row, x) for row in covariance]
+        variance = _product(along, x)
         information = p * (1.0 - p)
         gain = information / (1.0 + information * variance)
-        covariance *= wider
-        covariance -= (gain * along)[:, None] * along
         # The new covariance times the point (Sherman and Morrison).
         step = (right - p) * (1.0 - gain * variance)
-        way = along.tolist()
-        self.weights = tuple([weight + step * way[at] for at, weight in enumerate(self.weights)])
+        for at, row in enumerate(covariance):
+            way = along[at]
+            weights[at] += step * way
+            less = gain * way
+            for column, other in enumerate(along):
+                row[column] = wider * row[column] - less * other
         self.typical += 0.01 * (right - self.typical)
 
     def state(self) -> dict[str, Any]:
-        return {"weights": self.weights, "covariance": self._covariance.tolist(), "typical": self.typical}
+        return {"weights": self.weights, "covariance": self._covariance, "typical": self.typical}
 
     @classmethod
     def of(cls, state: dict[str, Any]) -> Predictor:
         """Raises ValueError, KeyError or TypeError for what `state` did not write."""
         one = cls(state["weights"])
-        one._covariance = np.array(state["covariance"], dtype=float)
+        one._covariance = [[float(value) for value in row] for row in state["covariance"]]
         one.typical = min(max(float(state["typical"]), 0.0), 1.0)
-        size = len(PRIOR)
-        found = np.array([*one.weights, *one._covariance.ravel()])
-        if found.shape != (size + size * size,) or not np.isfinite(found).all():
+        size, rows = len(PRIOR), [one.weights, *one._covariance]
+        finite = all(math.isfinite(value) for row in rows for value in row)
+        if not finite or [len(row) for row in rows] != [size] * (size + 1):
             raise ValueError(f"must hold {size} finite weights and their covariance")
         return one
 
@@ -164,7 +175,7 @@ class Calibration:
     @property
     def error(self) -> float:
         """In [0, 1]; 0 of nothing."""
-        return sum(map(abs, self._excess)) / (sum(self._count) or 1.0)
+        return sum(map(abs, self._excess), 0.0) / (sum(self._count, 0.0) or 1.0)
 
 
 class EarlyStop:

@@ -12,12 +12,14 @@ from specfleet.native.build import compile_modules, missing
 @click.command("native")
 @click.option("--if-possible", is_flag=True, help="Succeed where that fails, and say why.")
 def command(if_possible: bool) -> None:
-    """Compile the scheduler for this machine: it decides the same, and a decision takes half of the time.
+    """Compile the scheduler, and what a drafter knows of its guesses, for this machine.
+
+    They decide the same, and a decision takes half of the time.
 
     \b
     pip install 'specfleet[native]' && specfleet native
 
-    Verifiers and simulations that start from now on use it; SPECFLEET_NATIVE=0 in the environment makes them run Python again.
+    Daemons and simulations that start from now on use it; SPECFLEET_NATIVE=0 in the environment makes them run Python again.
     To be repeated after an update: what is compiled is never used with other sources.
     """
     if is_compiled():

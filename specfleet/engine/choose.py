@@ -16,10 +16,11 @@ from specfleet.core.records import made
 from specfleet.core.step import Confidence, DraftDistribution, StepItem, StepResult
 from specfleet.core.trace import Phase, Tracer
 from specfleet.core.types import DRAFT_SUPPORT_LIMIT, TopLogprobs
+from specfleet.engine import confidence, race
 from specfleet.engine.acceptance import SparseDrafts, match, match_tree, reject_batch
 from specfleet.engine.confidence import LIKELIEST, confidences
 from specfleet.engine.noise import gumbel, noise_keys
-from specfleet.engine.race import NOBODY, SeededRows, prepare, seeded_argmax
+from specfleet.engine.race import NOBODY, SeededRows, seeded_argmax
 from specfleet.engine.sampling import Truncation, argmax, draw, process, top_support
 
 Outcome = tuple[int, list[int], int | None]
@@ -62,7 +63,8 @@ class Chooser:
         self._tracer = tracer
         self.generator = torch.Generator(device)
         self.generator.seed() if seed is None else self.generator.manual_seed(seed)
-        prepare(device)
+        race.prepare(device)
+        confidence.prepare(device)
 
     def choose(self, choices: Sequence[Choice], logits: torch.Tensor) -> list[StepResult]:
         """One result for each choice. `logits`: float32 (rows, vocabulary), each choice owning its `rows`. Raises

@@ -1,4 +1,5 @@
-"""The scheduler as machine code: the same Python, compiled by mypyc, where somebody had it compiled (`specfleet native`).
+"""The scheduler, and what a drafter knows of its guesses, as machine code: the same Python, compiled by mypyc, where somebody
+had it compiled (`specfleet native`).
 
 What is compiled lies in the user's cache under a hash of the sources, so that whoever edits one, or installs another version,
 runs Python until it is compiled anew. Nothing but time depends on it: both decide the same (tests/congruence/test_native.py).
@@ -19,6 +20,10 @@ from pathlib import Path
 from types import ModuleType
 
 MODULES = (
+    "drafter.branch",
+    "drafter.early_stop",
+    "drafter.ledger",
+    "drafter.pace",
     "scheduler.batching.fifo",
     "scheduler.batching.length_aware",
     "scheduler.batching.pause",
@@ -34,8 +39,8 @@ MODULES = (
     "scheduler.types",
     "scheduler.view",
 )
-"""What every step passes. The rest is asked once a configuration, or waits for numpy."""
-PACKAGES = ("scheduler", "specfleet/core", "specfleet/native")
+"""What every step and every guess passes. The rest is asked once a configuration, or waits for numpy or for others."""
+PACKAGES = ("drafter", "scheduler", "specfleet/core", "specfleet/native")
 """All that they are compiled from."""
 ROOT = Path(__file__).resolve().parents[2]
 SUFFIX = str(sysconfig.get_config_var("EXT_SUFFIX"))

@@ -1,4 +1,4 @@
-"""The scheduler compiled and as Python: the same decisions, to the last bit."""
+"""The scheduler, and what drafters know of their guesses, compiled and as Python: the same decisions, to the last bit."""
 
 from __future__ import annotations
 
@@ -19,20 +19,27 @@ from specfleet.native.build import compile_modules, missing
 PLAY = """
 import json, sys
 from pathlib import Path
-import scheduler.scheduler
+import drafter.early_stop, scheduler.scheduler
 from simulator.baselines import policy
 from simulator.document import checked
 from simulator.figures import figures
 from simulator.play import play
 
 found = play(checked(json.loads(sys.argv[1]), Path("fleet.yaml")), policy(sys.argv[2]), 0)
-print(json.dumps({"file": scheduler.scheduler.__file__, "figures": figures(found, 0.0)}))
+files = [drafter.early_stop.__file__, scheduler.scheduler.__file__]
+print(json.dumps({"files": files, "figures": figures(found, 0.0)}))
 """
 FLEET = {
     "duration": 4,
     "warm_up": 1,
     "tiers": {
-        "near": {"count": 6, "draft_seconds": 0.004, "acceptance": 0.8, "network": {"round_trip": 0.004}},
+        "near": {
+            "count": 6,
+            "draft_seconds": 0.004,
+            "acceptance": 0.8,
+            "confidence": 1.5,
+            "network": {"round_trip": 0.004},
+        },
         "far": {"count": 4, "acceptance": 0.6, "network": {"up": 0.05, "down": 0.03, "jitter": 0.004}},
         "shared": {"count": 2, "streams": 8, "identity": "tier", "acceptance": {"uniform": [0.3, 0.9]}},
     },
@@ -64,8 +71,8 @@ def told(name: str, native: str) -> dict[str, Any]:
 def test_compiled_decisions_are_the_same(name: str) -> None:
     compile_modules()
     compiled, interpreted = told(name, "1"), told(name, "0")
-    assert compiled["file"].endswith(native.SUFFIX)
-    assert interpreted["file"].endswith(".py")
+    assert all(file.endswith(native.SUFFIX) for file in compiled["files"])
+    assert all(file.endswith(".py") for file in interpreted["files"])
     assert interpreted["figures"] == compiled["figures"]
 
 

@@ -10,18 +10,27 @@ import torch
 
 from specfleet.core.step import Confidence, StepItem, StepResult
 from specfleet.core.types import SamplingParams
-from specfleet.engine.confidence import LIKELIEST, _on_device, confidences
+from specfleet.engine.confidence import LIKELIEST, _on_device, _on_host, confidences
 from specfleet.engine.engine import EngineConfig, TorchEngine
 from support.pair import DRAFT
 
 GREEDY = SamplingParams(temperature=0.0)
 
 
+def in_numpy(
+    logits: torch.Tensor, best: list[float], chosen: list[int], runners_up: list[int | None]
+) -> list[Confidence]:
+    return [_on_host(logits.numpy(), row, best[row], token, runners_up[row]) for row, token in enumerate(chosen)]
+
+
+WAYS = confidences, in_numpy, _on_device
+
+
 def test_the_figures_are_what_they_say() -> None:
-    """Probability of the chosen, entropy, margin and spread of each row, by either way, as plain sums have it."""
+    """Probability of the chosen, entropy, margin and spread of each row, by every way, as plain sums have it."""
     logits = torch.from_numpy(np.random.default_rng(1).normal(0.0, 3.0, (5, 300)).astype(np.float32))
     chosen = [3, 0, 299, 17, int(logits[4].argmax())]
-    for measure in (confidences, _on_device):
+    for measure in WAYS:
         for row, token, found in zip(
             logits.double().tolist(),
             chosen,
@@ -44,10 +53,10 @@ def test_a_certain_row_is_no_error() -> None:
     """All weight on one token: no entropy, no spread, nothing that is not a number. On two that tie: no margin."""
     logits = torch.full((1, 50), -1e4)
     logits[0, 7] = 1e4
-    for measure in (confidences, _on_device):
+    for measure in WAYS:
         assert [Confidence(1.0, 0.0, 1.0, 0.0)] == measure(logits, [1e4], [7], [None])
     logits[0, 9] = 1e4
-    for measure in (confidences, _on_device):
+    for measure in WAYS:
         assert 0.0 == measure(logits, [1e4], [7], [9])[0].margin == measure(logits, [1e4], [3], [7])[0].margin
 
 
