@@ -159,9 +159,7 @@ class ModelledDrafting:
 
     async def _made(self, text: Sequence[int], count: int, stop: Stop | None) -> list[Guess]:
         """Guesses, after the machine's time for them. Whoever leaves in the middle has drafted what was finished by then."""
-        own, guesses = self._speculator, self._guesses(text, count)
-        if own.confidence is not None:
-            guesses = self._confident(guesses, text, stop)
+        own, guesses = self._speculator, self._guesses(text, count, stop)
         tokens, warming, own.cold_start = len(guesses), own.cold_start, 0.0
         if own.engine is not None:
             await self._work_together(own.engine, tokens, warming)
@@ -184,41 +182,38 @@ class ModelledDrafting:
         self.drafted += tokens
         return guesses
 
-    def _guesses(self, text: Sequence[int], count: int) -> list[Guess]:
-        """What it will say, right up to a point that chance decides."""
-        truth = self._truth
+    def _guesses(self, text: Sequence[int], count: int, stop: Stop | None) -> list[Guess]:
+        """What it will say, right up to a point that chance decides, and no more behind a guess for which `stop` said so."""
+        own, truth = self._speculator, self._truth
         if truth is None:
             truth = self._truth = Truth(text)  # nothing was guessed yet, so all of it is confirmed
         end = len(text)
         start = max(truth.start, end - LONGEST_BRANCH)
-        tokens = truth.between(start, end + count)
-        behind = end - start
-        if list(text[start:]) != tokens[:behind]:
-            return [GUESSES[(token + UNREAL) % VOCABULARY] for token in tokens[behind:]]
-        recorded = self._recorded
-        right = self._speculator.run(count) if recorded is None else recorded.run(end - truth.start, count)
-        if count == 1:
-            return [GUESSES[(tokens[behind] + 1 - right) % VOCABULARY]]
-        guesses = [GUESSES[token] for token in tokens[behind : behind + right]]
-        if right < count:
-            guesses.append(GUESSES[(tokens[behind + right] + 1) % VOCABULARY])
-            guesses += [GUESSES[(token + UNREAL) % VOCABULARY] for token in tokens[behind + right + 1 :]]
-        return guesses
+        behind, tokens = end - start, truth.between(start, end + count)
+        astray, tokens = list(text[start:]) != tokens[:behind], tokens[behind:]
+        if astray:
+            said = [(token + UNREAL) % VOCABULARY for token in tokens]
+        else:
+            recorded = self._recorded
+            right = own.run(count) if recorded is None else recorded.run(end - truth.start, count)
+            said = tokens[:right]
+            if right < count:
+                said.append((tokens[right] + 1) % VOCABULARY)
+                said += [(token + UNREAL) % VOCABULARY for token in tokens[right + 1 :]]
+        return [GUESSES[token] for token in said] if own.confidence is None else self._confident(said, tokens, stop)
 
-    def _confident(self, guesses: list[Guess], text: Sequence[int], stop: Stop | None) -> list[Guess]:
-        """The same with confidences, up to the one behind which `stop` wants no more. Behind a wrong guess a draft model is as
-        sure of itself as anywhere: what it says next is likely after what it said."""
-        own, truth = self._speculator, self._truth
-        assert truth is not None and own.confidence is not None
-        rate, distance, rng, end = own.rate(), own.confidence, own.rng, len(text)
+    def _confident(self, said: list[int], tokens: list[int], stop: Stop | None) -> list[Guess]:
+        """Guesses of these `tokens`, with confidences. Behind a wrong guess a draft model is as sure of itself as anywhere:
+        what it says next is likely after what it said."""
+        own = self._speculator
+        assert own.confidence is not None
+        rate, distance, rng = own.rate(), own.confidence, own.rng
         sure: list[Guess] = []
-        tokens = truth.between(end, end + len(guesses))
-        for place, guess in enumerate(guesses):
-            said, token = guess.token, tokens[place]
-            unreal = said == (token + UNREAL) % VOCABULARY
-            confidence = confident(rate, rng.random() < rate if unreal else said == token, distance, rng)
-            sure.append(made(Guess, (said, None, confidence, *NOT_SURE)))
-            if stop is not None and stop(made(StepResult, (0, (said,), None, None, 0, confidence, *NOTHING_ELSE))):
+        for guess, token in zip(said, tokens, strict=True):
+            unreal = guess == (token + UNREAL) % VOCABULARY
+            confidence = confident(rate, rng.random() < rate if unreal else guess == token, distance, rng)
+            sure.append(made(Guess, (guess, None, confidence, *NOT_SURE)))
+            if stop is not None and stop(made(StepResult, (0, (guess,), None, None, 0, confidence, *NOTHING_ELSE))):
                 break
         return sure
 
