@@ -88,16 +88,24 @@ async def test_the_books_balance(policy: str, rightness: int, ahead: bool, early
 @pytest.mark.parametrize("policy", ["fixed:4", "stream", "random"])
 async def test_the_books_balance_with_trees(policy: str, ahead: bool) -> None:
     """Alternatives have fates, too; a round that one of them rescued commits a token more. Texts as ever."""
+    # Which guesses come in time is the machine's business, so fleets are asked until one of them was rescued.
+    for _ in range(10):
+        verdicts = await _with_trees(policy, ahead)
+        rescued = [verdict for verdict in verdicts if verdict.alternative_accepted]
+        assert all(verdict.accepted < verdict.drafted and verdict.alternatives for verdict in rescued)
+        if rescued:
+            return
+    pytest.fail("no alternative was ever accepted")
+
+
+async def _with_trees(policy: str, ahead: bool) -> list[Verdict]:
     books, trees, sampling = Books(), EarlyStop(), SamplingParams(temperature=0.0, max_tokens=150)
     # Slow steps for few: the verifier's tokens are cheap.
     async with fleet(policy, rightness=6, ahead=ahead, early=trees, observer=books, delay=0.005, trees=True) as one:
         prompts = [(n, n + 1, n + 2) for n in range(3)]
         verdicts = await settled(one, books, [Open(prompt=prompt, sampling=sampling) for prompt in prompts])
         assert [reference(prompt, 40) for prompt in prompts] == [await one.generate(prompt) for prompt in prompts]
-    assert any(verdict.alternatives for verdict in verdicts)
-    rescued = [verdict for verdict in verdicts if verdict.alternative_accepted]
-    assert rescued
-    assert all(verdict.accepted < verdict.drafted and verdict.alternatives for verdict in rescued)
+    return verdicts
 
 
 @pytest.mark.asyncio
