@@ -113,17 +113,18 @@ class Sessions(RuleBasedStateMachine):
             if at < known and self.text[at] != token:
                 self.contradicted, self.broken_at = True, at
                 return len(tokens)
-        fresh, at = tokens[max(0, known - start) :], max(0, start - known)
-        if self.waiting[at : at + len(fresh)] != fresh:
-            agreeing = len(
-                list(takewhile(lambda pair: pair[0] == pair[1], zip(self.waiting[at:], fresh, strict=False)))
-            )
-            wanted = self.waiting[:at] + fresh
-            lost = max(0, len(self.waiting) - at - agreeing)
-            self.waiting = wanted[: max(0, min(MAX_PENDING, self.last - 1 - known))]
-            self.cut = len(self.waiting) < len(wanted)
-            return lost + len(wanted) - len(self.waiting)
-        return 0
+        return self.appended(tokens[max(0, known - start) :], max(0, start - known))
+
+    def appended(self, fresh: list[int], at: int) -> int:
+        """The newest word on what waits from place `at` on; returns what it took the place of, or had none itself."""
+        if self.waiting[at : at + len(fresh)] == fresh:
+            return 0
+        agreeing = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(self.waiting[at:], fresh, strict=False))))
+        wanted = self.waiting[:at] + fresh
+        lost = max(0, len(self.waiting) - at - agreeing)
+        self.waiting = wanted[: max(0, min(MAX_PENDING, self.last - 1 - len(self.text)))]
+        self.cut = len(self.waiting) < len(wanted)
+        return lost + len(wanted) - len(self.waiting)
 
     def decided(self, draft: Draft) -> int:
         """A branch beside, once the text has gone past its first place or left what waited; returns its stale tokens."""
@@ -136,11 +137,7 @@ class Sessions(RuleBasedStateMachine):
                 self.broken_at = draft.position + at
                 return len(tokens)
         self.contradicted = False
-        rest = tokens[len(said) :]
-        self.waiting = rest[: max(0, min(MAX_PENDING, self.last - 1 - len(self.text)))]
-        if rest:
-            self.cut = len(self.waiting) < len(rest)
-        return len(rest) - len(self.waiting)
+        return self.appended(tokens[len(said) :], 0)
 
     def committed(self, tokens: list[int], refused: int) -> int:
         """Returns how many were dropped without having been verified."""
@@ -271,6 +268,17 @@ class Sessions(RuleBasedStateMachine):
 
 TestSessions = Sessions.TestCase
 TestSessions.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+@pytest.mark.parametrize("tokens", [(2, 1), (2,), (2, 0)])
+def test_a_late_branch_beside_meets_what_waits(tokens: tuple[int, ...]) -> None:
+    """A drafter that says the text went another way, and then that it did not: what waited goes or stays, and is counted."""
+    state = Sessions()
+    state.begin(prompt=(0, 2), max_tokens=2, room=2, rejection=False, ignore_eos=False, told=(0, 1))
+    for position, guesses, beside in ((2, (0,), False), (0, (0, 0), False), (1, tokens, True)):
+        state.offer(state.draft(position, guesses, 0, False, beside))
+        state.chances_are_those_of_the_tokens_in_front()
+        state.text_and_waiting_are_the_models()
 
 
 class Honest:
